@@ -1,0 +1,1 @@
+"""Tasks, training, comparison, results and report."""

@@ -1,0 +1,88 @@
+"""What every room builds on: cards, contracts, gates, checks, errors and the choice of backend.
+
+Names load on first use, so that reading the catalogue does not import torch.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from penstock.core.arguments import Count, Fraction, NonNegative, Positive, Real, Size, check_divides
+    from penstock.core.backend import Backend, Operation, use
+    from penstock.core.card import Card, listed, mechanism
+    from penstock.core.contracts import (
+        Activation,
+        ChannelMixer,
+        Codebook,
+        FieldInteraction,
+        Forecaster,
+        Fusion,
+        ImageMixer,
+        Router,
+        SequenceMixer,
+        Skip,
+        SlotBinder,
+        State,
+        TokenSelector,
+    )
+    from penstock.core.errors import BackendError, ConfigError, DataError, PenstockError, ShapeError
+    from penstock.core.module import Gate, Mechanism
+    from penstock.core.outputs import Codes, Halting, Routing, Selection
+
+_HOMES = {
+    "arguments": "Count Fraction NonNegative Positive Real Size check_divides",
+    "backend": "Backend Operation use",
+    "card": "Card listed mechanism",
+    "contracts": "Activation ChannelMixer Codebook FieldInteraction Forecaster Fusion ImageMixer Router SequenceMixer Skip "
+    "SlotBinder State TokenSelector",
+    "errors": "BackendError ConfigError DataError PenstockError ShapeError",
+    "module": "Gate Mechanism",
+    "outputs": "Codes Halting Routing Selection",
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
+__all__ = [
+    "Activation",
+    "Backend",
+    "BackendError",
+    "Card",
+    "ChannelMixer",
+    "Codebook",
+    "Codes",
+    "ConfigError",
+    "Count",
+    "DataError",
+    "FieldInteraction",
+    "Forecaster",
+    "Fraction",
+    "Fusion",
+    "Gate",
+    "Halting",
+    "ImageMixer",
+    "Mechanism",
+    "NonNegative",
+    "Operation",
+    "PenstockError",
+    "Positive",
+    "Real",
+    "Router",
+    "Routing",
+    "Selection",
+    "SequenceMixer",
+    "ShapeError",
+    "Size",
+    "Skip",
+    "SlotBinder",
+    "State",
+    "TokenSelector",
+    "check_divides",
+    "listed",
+    "mechanism",
+    "use",
+]
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name in _HOME:
+        return getattr(importlib.import_module(f"penstock.core.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'penstock.core' has no attribute {name!r}")

@@ -1,0 +1,171 @@
+"""The catalogue: every card in the package, read from the source by `ast`. Importing it does not import torch."""
+
+import ast
+import importlib
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import penstock
+from penstock.core.card import Card, equation, room_of, summary
+from penstock.core.errors import ConfigError, unknown
+from penstock.core.papers import papers
+
+CONTRACTS = (
+    "Activation",
+    "ChannelMixer",
+    "SequenceMixer",
+    "ImageMixer",
+    "Router",
+    "Skip",
+    "TokenSelector",
+    "Fusion",
+    "FieldInteraction",
+    "Forecaster",
+    "Codebook",
+    "SlotBinder",
+)
+ROOT = Path(penstock.__file__).parent
+
+
+def _decorator(node: ast.ClassDef | ast.FunctionDef) -> tuple[str, ast.Call] | None:
+    for mark in node.decorator_list:
+        if isinstance(mark, ast.Call) and isinstance(mark.func, ast.Name) and mark.func.id in ("mechanism", "listed"):
+            return mark.func.id, mark
+    return None
+
+
+def _contract(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> str:
+    for base in node.bases:
+        name = base.id if isinstance(base, ast.Name) else ""
+        if name in CONTRACTS:
+            return name
+        if name in classes and (found := _contract(classes[name], classes)):
+            return found
+    return ""
+
+
+def read(source: str, module: str) -> Iterator[Card]:
+    """Yield the cards of one module from its source text."""
+    if "@mechanism(" not in source and "@listed(" not in source:
+        return
+    tree = ast.parse(source)
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    for node in tree.body:
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef) or not (mark := _decorator(node)):
+            continue
+        how, call = mark
+        words: dict[str, Any] = {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg}
+        kind = words.pop("kind", "")
+        if how == "mechanism" and isinstance(node, ast.ClassDef):
+            kind = _contract(node, classes)
+            words["traits"] = frozenset(words.get("traits", ()))
+        doc = ast.get_docstring(node)
+        yield Card(
+            ast.literal_eval(call.args[0]),
+            **words,
+            contract=kind,
+            room=room_of(module),
+            symbol=f"{module}.{node.name}",
+            description=summary(doc),
+            equation=equation(doc, ast.get_docstring(tree)),
+        )
+
+
+@cache
+def cards() -> dict[str, Card]:
+    """Return every card of the package by name, sorted by room and name."""
+    found: list[Card] = []
+    for path in sorted(ROOT.rglob("*.py")):
+        module = ".".join(["penstock", *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__")
+        found.extend(read(path.read_text("utf-8"), module))
+    result: dict[str, Card] = {}
+    for card in sorted(found, key=lambda c: (c.room, c.name)):
+        if card.name in result:
+            raise ConfigError(f"two cards are named {card.name!r}: {result[card.name].symbol} and {card.symbol}")
+        result[card.name] = card
+    return result
+
+
+def find(name: str) -> Card:
+    """Return the card called `name`; an unknown name is an error that suggests the nearest."""
+    if name not in cards():
+        raise ConfigError(unknown("mechanism", name, cards()))
+    return cards()[name]
+
+
+def get(name: str) -> Any:
+    """Return the class or function called `name` in the catalogue, or named as `package.module:Name` by a user."""
+    if ":" in name:
+        module, _, symbol = name.partition(":")
+        try:
+            return getattr(importlib.import_module(module), symbol)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"cannot load {name!r}: {error}") from error
+    module, _, symbol = find(name).symbol.rpartition(".")
+    return getattr(importlib.import_module(module), symbol)
+
+
+def build(name: str, **arguments: Any) -> Any:
+    """Return a new instance of the mechanism called `name`."""
+    return get(name)(**arguments)
+
+
+def as_rows() -> list[dict[str, Any]]:
+    """Return the catalogue as plain rows, the form `penstock list --json` prints."""
+    rows = []
+    for card in cards().values():
+        paper = papers()[card.paper]
+        rows.append(
+            {
+                "name": card.name,
+                "room": card.room,
+                "contract": card.contract,
+                "title": paper.title,
+                "arxiv": paper.arxiv,
+                "at": card.at,
+                "traits": sorted(card.traits),
+                "gates": dict(card.gates),
+                "symbol": card.symbol,
+                "description": card.description,
+            }
+        )
+    return rows
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", text.lower())
+
+
+def search(query: str) -> list[Card]:
+    """Return the cards that fit the typed words, best first.
+
+    A word counts most in the name, then in the title, the description and the room, then in the equation; the start of a
+    word counts half as much as the whole.
+    """
+    wanted = _words(query)
+    ranked = []
+    for card in cards().values():
+        paper = papers()[card.paper]
+        fields = (
+            (8.0, card.name),
+            (4.0, paper.title),
+            (3.0, card.description),
+            (2.0, f"{card.room} {card.contract}"),
+            (1.0, f"{card.equation} {paper.authors} {card.paper}"),
+        )
+        total = 0.0
+        for word in wanted:
+            best = 0.0
+            for weight, text in fields:
+                there = _words(text)
+                if word in there:
+                    best = max(best, weight)
+                elif any(other.startswith(word) for other in there):
+                    best = max(best, weight / 2)
+            total += best
+        if total:
+            ranked.append((-total, card.name, card))
+    return [card for _, _, card in sorted(ranked, key=lambda row: row[:2])]

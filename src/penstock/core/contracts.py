@@ -1,0 +1,155 @@
+"""The contracts: call signatures that make mechanisms interchangeable. Each is abstract; a mechanism is a final subclass."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from penstock.core.module import Mechanism
+from penstock.core.outputs import Codes, Halting, Routing, Selection
+
+State = Any
+
+
+class Activation(Mechanism):
+    """`(..., D) -> (..., D)`, without a projection."""
+
+    is_contract: ClassVar[bool] = True
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to `x` `(..., D)`."""
+
+
+class ChannelMixer(Mechanism):
+    """`(..., dim) -> (..., dim)`, each position alone."""
+
+    is_contract: ClassVar[bool] = True
+    dim: int
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix the channels of `x` `(..., dim)`."""
+
+
+class SequenceMixer(Mechanism):
+    """`(batch, time, dim) -> (batch, time, dim)`.
+
+    A mixer that goes from left to right (trait `steps`) writes `init_state` and `extend`; `forward` and `step` follow from
+    them, so that training, prefill and decoding are one code. A mixer that sees the whole sequence writes `forward`.
+    """
+
+    is_contract: ClassVar[bool] = True
+    dim: int
+
+    def init_state(self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> State:
+        """Return the state before the first token, a tree of tensors with `batch` as the first axis."""
+        raise NotImplementedError(f"{self.name} does not go step by step")
+
+    def extend(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """Return the outputs for `x` `(batch, time, dim)` that follows `state`, and the state after it; None is the start."""
+        raise NotImplementedError(f"{self.name} does not go step by step")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix `x` `(batch, time, dim)` from its start."""
+        return self.extend(x, None)[0]
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Return the output for one token `x` `(batch, dim)` that follows `state`, and the state after it."""
+        y, state = self.extend(x.unsqueeze(1), state)
+        return y.squeeze(1), state
+
+    def tie(self, first: Self) -> None:
+        """Share with the first mixer of this kind in the same model what the model has only once; nothing by default."""
+
+
+class ImageMixer(Mechanism):
+    """`(B, C, H, W) -> (B, C, H, W)`."""
+
+    is_contract: ClassVar[bool] = True
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix `x` `(B, C, H, W)`."""
+
+
+class Router(Mechanism):
+    """`(N, D) -> Routing`."""
+
+    is_contract: ClassVar[bool] = True
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Routing:
+        """Route the tokens `x` `(N, D)`."""
+
+
+class Skip(Mechanism):
+    """`(x, block) -> (y, Halting)`: decides how much of `block` is added to, or computed for, `x`."""
+
+    is_contract: ClassVar[bool] = True
+
+    @abstractmethod
+    def forward(self, x: Tensor, block: Callable[[Tensor], Tensor]) -> tuple[Tensor, Halting]:
+        """Apply `block` to `x`, or to what the gate lets through."""
+
+
+class TokenSelector(Mechanism):
+    """`(B, T, D) -> Selection`."""
+
+    is_contract: ClassVar[bool] = True
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Selection:
+        """Keep some of the tokens `x` `(B, T, D)`."""
+
+
+class Fusion(Mechanism):
+    """`(*streams (B, T_i, D_i)) -> (B, T, D)`."""
+
+    is_contract: ClassVar[bool] = True
+
+    @abstractmethod
+    def forward(self, *streams: Tensor) -> Tensor:
+        """Fuse the streams."""
+
+
+class FieldInteraction(Mechanism):
+    """`(B, F, D) -> (B, D_out)`."""
+
+    is_contract: ClassVar[bool] = True
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Let the fields of `x` `(B, F, D)` interact."""
+
+
+class Forecaster(Mechanism):
+    """`(B, L, C) -> (B, H, C)`."""
+
+    is_contract: ClassVar[bool] = True
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Forecast from the look-back `x` `(B, L, C)`."""
+
+
+class Codebook(Mechanism):
+    """`(..., D) -> Codes`."""
+
+    is_contract: ClassVar[bool] = True
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Codes:
+        """Quantize `x` `(..., D)`."""
+
+
+class SlotBinder(Mechanism):
+    """`(B, N, D) -> (B, S, D)`."""
+
+    is_contract: ClassVar[bool] = True
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Bind the inputs `x` `(B, N, D)` to slots."""

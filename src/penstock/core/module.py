@@ -1,0 +1,82 @@
+"""What every mechanism is: a module that knows its card and its arguments, and shows its gates."""
+
+from abc import ABCMeta
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from penstock.core.arguments import PLACEMENT, bind
+from penstock.core.card import Card
+from penstock.core.errors import ConfigError, ShapeError
+
+
+class Gate(nn.Module):
+    """The place where a gate's openness can be seen: an identity, for forward hooks to look at.
+
+    Every gate value of every mechanism passes through one. Unwatched it costs nothing.
+    """
+
+    def forward(self, openness: Tensor) -> Tensor:
+        """Return `openness` as it came."""
+        return openness
+
+
+class MechanismType(ABCMeta):
+    """Binds and checks constructor arguments before a mechanism is built, and remembers them as its spec."""
+
+    def __call__(cls, *positional: Any, **named: Any) -> Any:
+        """Build an instance; wrong arguments are a `ConfigError` that names the mechanism and the argument."""
+        card = vars(cls).get("card")
+        arguments = bind(cls, card.name if card else cls.__name__, positional, named)
+        instance = super().__call__(*positional, **named)
+        instance.arguments = {key: value for key, value in arguments.items() if key not in PLACEMENT}
+        return instance
+
+
+class Mechanism(nn.Module, metaclass=MechanismType):
+    """The root of all contracts. A class is abstract (a contract, a shared part) or final (it has a card)."""
+
+    card: ClassVar[Card]
+    is_contract: ClassVar[bool] = False
+    arguments: Mapping[str, Any]
+
+    def __init_subclass__(cls, **words: Any) -> None:
+        """Refuse to subclass a mechanism that has a card: reuse is by operations and composition."""
+        super().__init_subclass__(**words)
+        for base in cls.__bases__:
+            if "card" in vars(base):
+                raise ConfigError(f"{cls.__name__}: {base.__name__} is final; build on its contract, not on it")
+
+    @property
+    def name(self) -> str:
+        """The name in the catalogue, or the class name where there is no card."""
+        card = getattr(type(self), "card", None)
+        return card.name if card else type(self).__name__
+
+    def spec(self) -> dict[str, Any]:
+        """Return name and arguments, enough for `penstock.build` to make the same module again."""
+        return {"mechanism": self.name, **self.arguments}
+
+    def check_shape(self, x: Tensor, shape: str, argument: str = "x") -> None:
+        """Raise a `ShapeError` unless `x` has the named shape.
+
+        Args:
+            x: the tensor to look at.
+            shape: names with spaces between them. A name that is an integer attribute of the module is that size; others
+                are free. A leading `...` stands for any number of axes.
+            argument: what the caller calls the tensor.
+        """
+        names = shape.split()
+        free = names[0] == "..."
+        tail = names[1:] if free else names
+        fits = x.dim() >= len(tail) if free else x.dim() == len(tail)
+        if fits:
+            for axis, name in enumerate(reversed(tail)):
+                size = getattr(self, name, None)
+                if isinstance(size, int) and x.shape[-1 - axis] != size:
+                    fits = False
+        if not fits:
+            sizes = [f"{name}={getattr(self, name)}" for name in tail if isinstance(getattr(self, name, None), int)]
+            known = f" with {', '.join(sizes)}" if sizes else ""
+            raise ShapeError(f"{self.name}: {argument} must have shape ({shape}){known}, got {tuple(x.shape)}")

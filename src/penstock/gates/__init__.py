@@ -1,0 +1,1 @@
+"""Decide: how logits become openness, how hard gates get gradients, and how a budget is kept."""

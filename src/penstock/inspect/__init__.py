@@ -1,0 +1,1 @@
+"""Watch gates and look inside models."""

@@ -1,0 +1,1 @@
+"""Assemblies with sockets for mechanisms."""

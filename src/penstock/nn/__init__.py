@@ -1,0 +1,1 @@
+"""The mechanisms: a room each, a file each."""

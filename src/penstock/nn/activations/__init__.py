@@ -1,0 +1,1 @@
+"""The room of activations: pointwise functions and gated feed-forward layers."""

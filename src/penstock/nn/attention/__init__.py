@@ -1,0 +1,1 @@
+"""The room of attention: softmax attention and its gates."""

@@ -1,0 +1,1 @@
+"""The room of memory: learned stores that a token reads from."""

@@ -1,0 +1,1 @@
+"""The room of recurrence: a state that is carried, and gates on what it keeps."""

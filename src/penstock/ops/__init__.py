@@ -1,0 +1,1 @@
+"""Shared operations: each has a reference, and faster backends where they pay."""

@@ -1,0 +1,1 @@
+"""The checks every mechanism must pass, for the library's own and for users' gates."""
