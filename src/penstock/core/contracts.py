@@ -49,7 +49,7 @@ class SequenceMixer(Mechanism):
         raise NotImplementedError(f"{self.name} does not go step by step")
 
     def extend(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """Return the outputs for `x` `(batch, time, dim)` that follows `state`, and the state after it; None is the start."""
+        """Return the outputs for `x` `(batch, time, dim)` after `state` (None: the start), and the state after them."""
         raise NotImplementedError(f"{self.name} does not go step by step")
 
     def forward(self, x: Tensor) -> Tensor:
