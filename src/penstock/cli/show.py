@@ -1,0 +1,91 @@
+"""`penstock show`: everything the catalogue knows of one entry."""
+
+import inspect
+import re
+from typing import Any, NamedTuple
+
+from penstock.cli.text import section, table
+from penstock.core.card import TRAITS, Card
+from penstock.core.errors import ConfigError
+
+
+class Argument(NamedTuple):
+    """One argument of a constructor or function, in words."""
+
+    name: str
+    default: str
+    accepts: str
+    meaning: str
+
+
+def show(name: str, /) -> None:
+    """Show an entry: equation, source, arguments, gates and traits.
+
+    Args:
+        name: a name in the catalogue, or package.module:Name for a gate of your own.
+    """
+    from penstock.core.catalogue import get
+
+    thing = get(name)
+    if not isinstance(card := getattr(thing, "card", None), Card):
+        raise ConfigError(f"show: {name} has no card; put @mechanism or @listed on it")
+    print(describe(card, thing))
+
+
+def describe(card: Card, thing: Any) -> str:
+    """Return the whole description as text."""
+    from penstock.core.papers import papers
+
+    paper = papers().get(card.paper)
+    source = [f"{paper.title}, {paper.year}" if paper else card.paper, card.at, link(card.paper)]
+    parts = [f"{card.name}: {card.contract} in {card.room}\n{card.description}\n"]
+    if card.equation:
+        parts.append(section("Equation", card.equation))
+    parts.append(section("Source", "\n".join(line for line in source if line)))
+    if card.gates:
+        parts.append(section("Gates", table(card.gates.items())))
+    if card.traits:
+        parts.append(section("Traits", table((trait, TRAITS[trait]) for trait in sorted(card.traits))))
+    if taken := arguments_of(thing):
+        rows = ((a.name + (f"={a.default}" if a.default else ""), a.accepts, a.meaning) for a in taken)
+        parts.append(section("Arguments", table(rows, indent=2)))
+    parts.append(section("Code", card.symbol))
+    return "\n".join(parts).rstrip()
+
+
+def link(key: str) -> str:
+    """Return where a paper is to be read, or nothing where that is not known."""
+    from penstock.core.papers import papers
+
+    paper = papers().get(key)
+    if paper is None:
+        return ""
+    return paper.url or (f"https://arxiv.org/abs/{paper.arxiv}" if paper.arxiv else "")
+
+
+def arguments_of(thing: Any) -> list[Argument]:
+    """Return the arguments of a constructor or function, with defaults, what is accepted, and what they mean."""
+    from penstock.core.arguments import annotations, signature, words
+
+    form = signature(thing) if inspect.isclass(thing) else inspect.signature(thing)
+    hints = annotations(thing.__init__ if inspect.isclass(thing) else thing)
+    meanings = _meanings(thing)
+    return [
+        Argument(
+            parameter.name,
+            "" if parameter.default is parameter.empty else repr(parameter.default),
+            "" if hints.get(parameter.name, Any) is Any else words(hints[parameter.name]),
+            meanings.get(parameter.name, ""),
+        )
+        for parameter in form.parameters.values()
+    ]
+
+
+def _meanings(thing: Any) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for source in reversed(thing.__mro__ if inspect.isclass(thing) else [thing]):
+        block = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)+)", inspect.cleandoc(source.__doc__ or ""), re.MULTILINE)
+        if block:
+            for name, text in re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", block[1], re.MULTILINE):
+                found[name] = " ".join(text.split())
+    return found
