@@ -1,1 +1,28 @@
-"""Shared operations: each has a reference, and faster backends where they pay."""
+"""Shared operations: each has a reference, and faster backends where they pay.
+
+Layout is `(B, T, H, D)`; decays of matrix states are logarithms; an operation with a state takes `initial_state` and returns
+`(output, final_state)`.
+"""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from penstock.core.backend import Operation, Verdict
+from penstock.core.errors import ConfigError, unknown
+from penstock.ops.gated_linear_attention import gated_linear_attention
+from penstock.ops.linear_recurrence import linear_recurrence
+
+__all__ = ["OPERATIONS", "explain", "gated_linear_attention", "linear_recurrence"]
+
+_FUNCTIONS = (gated_linear_attention, linear_recurrence)
+_MODULES = {function.__name__: importlib.import_module(function.__module__) for function in _FUNCTIONS}
+OPERATIONS: dict[str, Operation] = {name: module.OPERATION for name, module in _MODULES.items()}
+
+
+def explain(operation: str | Callable[..., Any], *args: Any, backend: str | None = None, **kwargs: Any) -> list[Verdict]:
+    """Return, for each backend of `operation`, whether it would run a call with these arguments, and why or why not."""
+    name = operation if isinstance(operation, str) else operation.__name__
+    if name not in OPERATIONS:
+        raise ConfigError(unknown("operation", name, OPERATIONS))
+    return OPERATIONS[name].explain(*_MODULES[name].prepare(*args, **kwargs), backend=backend)

@@ -1,0 +1,49 @@
+"""What every operation asks of its tensors, and the dtype it computes in."""
+
+import torch
+from torch import Tensor
+
+from penstock.core.errors import ShapeError
+
+
+def check_shape(operation: str, argument: str, x: Tensor, names: str, **sizes: int) -> None:
+    """Raise a `ShapeError` unless `x` has one axis per name, of the size that `sizes` gives for it.
+
+    Args:
+        operation: who asks.
+        argument: what the caller calls the tensor.
+        x: the tensor to look at.
+        names: axis names with spaces between them; `...` at the end stands for any number of axes.
+        sizes: sizes by axis name; an axis without one is free.
+    """
+    axes = names.removesuffix(" ...").split()
+    fits = x.dim() >= len(axes) if names.endswith("...") else x.dim() == len(axes)
+    if fits and all(sizes.get(axis, size) == size for axis, size in zip(axes, x.shape, strict=False)):
+        return
+    known = ", ".join(f"{axis}={sizes[axis]}" for axis in axes if axis in sizes)
+    raise ShapeError(
+        f"{operation}: {argument} must have shape ({names}){' with ' + known if known else ''}, got {tuple(x.shape)}"
+    )
+
+
+def check_broadcast(operation: str, argument: str, x: Tensor, *targets: tuple[int, ...]) -> None:
+    """Raise a `ShapeError` unless `x` can be expanded to one of `targets`."""
+    if not any(expands(tuple(x.shape), target) for target in targets):
+        wanted = " or ".join(str(target) for target in targets)
+        raise ShapeError(f"{operation}: {argument} must broadcast to {wanted}, got {tuple(x.shape)}")
+
+
+def expands(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+    """Tell whether a tensor of `shape` can be expanded to `target`."""
+    if len(shape) > len(target):
+        return False
+    return all(size in (1, wanted) for size, wanted in zip(shape[::-1], target[::-1], strict=False))
+
+
+def computing_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """Return the common dtype of `tensors`, at least float32: reduced precision is for storage, not for accumulation."""
+    common = torch.float32
+    for x in tensors:
+        if x is not None:
+            common = torch.promote_types(common, x.dtype)
+    return common
