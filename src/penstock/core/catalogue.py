@@ -2,7 +2,6 @@
 
 import ast
 import importlib
-import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -12,6 +11,7 @@ import penstock
 from penstock.core.card import Card, equation, room_of, summary
 from penstock.core.errors import ConfigError, unknown
 from penstock.core.papers import papers
+from penstock.core.ranking import rank, words
 
 CONTRACTS = (
     "Activation",
@@ -135,37 +135,23 @@ def as_rows() -> list[dict[str, Any]]:
     return rows
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"[a-z0-9]+", text.lower())
+def index() -> dict[str, dict[str, list[str]]]:
+    """Return what `search` looks at: for each entry, the words of each field of `ranking.WEIGHTS`."""
+    found = {}
+    for card in cards().values():
+        paper = papers()[card.paper]
+        texts = {
+            "name": card.name,
+            "title": paper.title,
+            "description": card.description,
+            "gates": " ".join(f"{path} {meaning}" for path, meaning in card.gates.items()),
+            "room": f"{card.room} {card.contract} {card.symbol.rpartition('.')[2]}",
+            "equation": f"{card.equation} {paper.authors} {card.paper}",
+        }
+        found[card.name] = {field: words(text) for field, text in texts.items()}
+    return found
 
 
 def search(query: str) -> list[Card]:
-    """Return the cards that fit the typed words, best first.
-
-    A word counts most in the name, then in the title, the description and the room, then in the equation; the start of a
-    word counts half as much as the whole.
-    """
-    wanted = _words(query)
-    ranked = []
-    for card in cards().values():
-        paper = papers()[card.paper]
-        fields = (
-            (8.0, card.name),
-            (4.0, paper.title),
-            (3.0, card.description),
-            (2.0, f"{card.room} {card.contract}"),
-            (1.0, f"{card.equation} {paper.authors} {card.paper}"),
-        )
-        total = 0.0
-        for word in wanted:
-            best = 0.0
-            for weight, text in fields:
-                there = _words(text)
-                if word in there:
-                    best = max(best, weight)
-                elif any(other.startswith(word) for other in there):
-                    best = max(best, weight / 2)
-            total += best
-        if total:
-            ranked.append((-total, card.name, card))
-    return [card for _, _, card in sorted(ranked, key=lambda row: row[:2])]
+    """Return the cards that fit the typed words, best first: see `ranking.rank`."""
+    return [cards()[name] for name in rank(query, index())]
