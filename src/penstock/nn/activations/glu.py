@@ -42,35 +42,35 @@ class AbstractGLU(ChannelMixer):
         return self.out(self.gate(self.phi(self.to_gate(x))) * self.to_value(x))
 
 
-@mechanism("glu", paper="shazeer2020glu", at="eq. 5", gates={"gate": "(0, 1)"}, example={"dim": 8, "hidden": 12})
+@mechanism("glu", paper="shazeer2020glu", at="eq. 6", gates={"gate": "(0, 1)"}, example={"dim": 8, "hidden": 12})
 class GLU(AbstractGLU):
     """Feed-forward layer gated by a sigmoid."""
 
     phi = staticmethod(torch.sigmoid)
 
 
-@mechanism("bilinear", paper="shazeer2020glu", at="eq. 5", gates={"gate": "(-inf, inf)"}, example={"dim": 8, "hidden": 12})
+@mechanism("bilinear", paper="shazeer2020glu", at="eq. 6", gates={"gate": "(-inf, inf)"}, example={"dim": 8, "hidden": 12})
 class Bilinear(AbstractGLU):
     """Feed-forward layer whose gate is a linear map: the product of two projections."""
 
     phi = staticmethod(nn.Identity())
 
 
-@mechanism("reglu", paper="shazeer2020glu", at="eq. 5", gates={"gate": "[0, inf)"}, example={"dim": 8, "hidden": 12})
+@mechanism("reglu", paper="shazeer2020glu", at="eq. 6", gates={"gate": "[0, inf)"}, example={"dim": 8, "hidden": 12})
 class ReGLU(AbstractGLU):
     """Feed-forward layer gated by a rectifier."""
 
     phi = staticmethod(F.relu)
 
 
-@mechanism("geglu", paper="shazeer2020glu", at="eq. 5", gates={"gate": "[-0.17, inf)"}, example={"dim": 8, "hidden": 12})
+@mechanism("geglu", paper="shazeer2020glu", at="eq. 6", gates={"gate": "[-0.17, inf)"}, example={"dim": 8, "hidden": 12})
 class GEGLU(AbstractGLU):
     """Feed-forward layer gated by GELU in its exact, error-function form."""
 
     phi = staticmethod(F.gelu)
 
 
-@mechanism("swiglu", paper="shazeer2020glu", at="eq. 5", gates={"gate": "[-0.28, inf)"}, example={"dim": 8, "hidden": 12})
+@mechanism("swiglu", paper="shazeer2020glu", at="eq. 6", gates={"gate": "[-0.28, inf)"}, example={"dim": 8, "hidden": 12})
 class SwiGLU(AbstractGLU):
     """Feed-forward layer gated by SiLU, which turns the sign of a value a little before it closes."""
 

@@ -1,0 +1,41 @@
+"""Softmax attention of queries to the keys up to their own position."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from penstock.ops.attention.cache import Cache, append
+from penstock.ops.attention.rotary import rotary
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+    """Attend from the last `T` positions to all `S` before and at them.
+
+    Args:
+        q: queries `(B, T, H, D)`.
+        k: keys `(B, S, G, D)` with `S >= T`; `G` divides `H`, and each key head serves `H / G` neighbouring query heads.
+        v: values `(B, S, G, E)`.
+        scale: factor of the scores, `D ** -0.5` by default.
+
+    Returns:
+        `(B, T, H, E)`.
+    """
+    times, length = q.shape[1], k.shape[1]
+    mask = None
+    if 1 < times < length:
+        mask = torch.ones(times, length, dtype=torch.bool, device=q.device).tril(length - times)
+    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+    y = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=1 < times == length, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
+    return y.transpose(1, 2)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
+    """Attend causally with rotary positions, after the tokens in `cache`, and return the cache that includes these.
+
+    Shapes as in `causal_attention`, with `S = T`; the cache holds keys that are rotated already.
+    """
+    offset = 0 if cache is None else cache.keys.shape[1]
+    cache = append(cache, rotary(k, offset), v)
+    return causal_attention(rotary(q, offset), cache.keys, cache.values), cache
