@@ -24,5 +24,7 @@ def short_convolution(
     if initial_state is None:
         initial_state = x.new_zeros(x.shape[0], past, x.shape[2])
     padded = torch.cat((initial_state.to(x.dtype), x), dim=1)
-    y = sum(padded[:, tap : tap + x.shape[1]] * weight[:, tap] for tap in range(past + 1))
+    y = x * weight[:, past]
+    for tap in range(past):
+        y = y + padded[:, tap : tap + x.shape[1]] * weight[:, tap]
     return y if bias is None else y + bias, padded[:, padded.shape[1] - past :]

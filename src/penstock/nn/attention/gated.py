@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from penstock.core import Gate, SequenceMixer, Size, mechanism
-from penstock.ops.attention import Cache, Projections, attend, empty
+from penstock.ops.attention import Cache, Projections, attend
 
 Position = Literal["G1", "G2", "G3", "G4", "G5"]
 
@@ -71,8 +71,7 @@ class AbstractGatedAttention(SequenceMixer):
 
     def init_state(self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Cache:
         """Return an empty key-value cache."""
-        like = self.out.weight.new_empty(0, device=device, dtype=dtype)
-        return empty(batch, self.project.kv_heads, self.project.width, device=like.device, dtype=like.dtype)
+        return self.project.empty_cache(batch, device, dtype)
 
     def extend(self, x: Tensor, state: Cache | None) -> tuple[Tensor, Cache]:
         """Return the outputs for `x` `(batch, time, dim)` after the tokens in the cache, and the cache with them."""

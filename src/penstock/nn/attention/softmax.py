@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from penstock.core import SequenceMixer, Size, mechanism
-from penstock.ops.attention import Cache, Projections, attend, empty
+from penstock.ops.attention import Cache, Projections, attend
 
 
 @mechanism(
@@ -49,11 +49,11 @@ class Attention(SequenceMixer):
 
     def init_state(self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Cache:
         """Return an empty key-value cache."""
-        like = self.out.weight.new_empty(0, device=device, dtype=dtype)
-        return empty(batch, self.project.kv_heads, self.project.width, device=like.device, dtype=like.dtype)
+        return self.project.empty_cache(batch, device, dtype)
 
     def extend(self, x: Tensor, state: Cache | None) -> tuple[Tensor, Cache]:
         """Return the outputs for `x` `(batch, time, dim)` after the tokens in the cache, and the cache with them."""
         self.check_shape(x, "batch time dim")
-        y, state = attend(*self.project(x), state)
+        q, k, v = self.project(x)
+        y, state = attend(q, k, v, state)
         return self.out(y.flatten(2)), state

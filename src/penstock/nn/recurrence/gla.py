@@ -77,9 +77,8 @@ class GLA(SequenceMixer):
     def extend(self, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the outputs for `x` `(batch, time, dim)` after `state`, and the state after them."""
         self.check_shape(x, "batch time dim")
-        q, k, v, logits = (
-            f(x).unflatten(-1, (self.heads, -1)) for f in (self.to_query, self.to_key, self.to_value, self.to_decay)
-        )
+        maps = (self.to_query, self.to_key, self.to_value, self.to_decay)
+        q, k, v, logits = (project(x).unflatten(-1, (self.heads, -1)) for project in maps)
         wide = torch.promote_types(x.dtype, torch.float32)
         decay = self.decay((F.logsigmoid(logits.to(wide)) / self.temperature).exp())
         log_decay = decay.clamp_min(torch.finfo(wide).tiny).log()

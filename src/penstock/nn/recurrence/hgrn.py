@@ -1,6 +1,7 @@
 r"""Hierarchically gated recurrence: one equation, with a state that turns in the complex plane and with a real one.
 
-$$ h_t = f_t\, e^{i\theta} \odot h_{t-1} + (1 - f_t) \odot c_t, \qquad f_t = \gamma_l + (1 - \gamma_l)\, \sigma(x_t W_f + b_f), $$
+$$ h_t = f_t\, e^{i\theta} \odot h_{t-1} + (1 - f_t) \odot \operatorname{SiLU}(x_t W_c + b_c), \qquad
+   f_t = \gamma_l + (1 - \gamma_l)\, \sigma(x_t W_f + b_f), $$
 $$ y_t = W_O \left( \operatorname{LayerNorm}(h_t) \odot \operatorname{SiLU}(x_t W_g + b_g) \right) + b_O $$
 """
 
@@ -75,13 +76,14 @@ class AbstractHGRN(SequenceMixer):
     example={"dim": 6, "layer": 1, "layers": 3},
 )
 class HGRN(AbstractHGRN):
-    """Complex recurrence whose forget gates are bounded below, the more the deeper the layer, and turn by a learned angle."""
+    """Complex recurrence that turns by a learned angle; deeper layers have a higher least forget gate, and remember longer."""
 
     parts = 2
 
     def __init__(self, dim: Size, *, layer: Count = 0, layers: Size = 1, device: Any = None, dtype: Any = None) -> None:
         super().__init__(dim, layer=layer, layers=layers, device=device, dtype=dtype)
-        self.theta = nn.Parameter(10000.0 ** (-2 / dim * torch.arange(dim, device=device, dtype=dtype)))
+        rates = 10000.0 ** (-2 / dim * torch.arange(dim, device=device, dtype=torch.float64))
+        self.theta = nn.Parameter(rates.to(self.out.weight.dtype))
 
     def init_state(
         self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -107,7 +109,7 @@ class HGRN(AbstractHGRN):
     example={"dim": 6, "layer": 1, "layers": 3},
 )
 class RealHGRN(AbstractHGRN):
-    """Real recurrence whose forget gates are bounded below, the more the deeper the layer."""
+    """Real recurrence; deeper layers have a higher least forget gate, and remember longer."""
 
     parts = 1
 

@@ -1,8 +1,8 @@
 """Causal softmax attention over heads: projections, rotary positions, the attention itself, and its key-value cache."""
 
-from penstock.ops.attention.cache import Cache, append, empty
+from penstock.ops.attention.cache import Cache, append
 from penstock.ops.attention.causal import attend, causal_attention
 from penstock.ops.attention.heads import Projections, default_heads
 from penstock.ops.attention.rotary import rotary
 
-__all__ = ["Cache", "Projections", "append", "attend", "causal_attention", "default_heads", "empty", "rotary"]
+__all__ = ["Cache", "Projections", "append", "attend", "causal_attention", "default_heads", "rotary"]

@@ -41,12 +41,6 @@ class Cache(_KeysAndValues):
     storage: Storage | None = None
 
 
-def empty(batch: int, heads: int, width: int, *, device: torch.device | None, dtype: torch.dtype | None) -> Cache:
-    """Return the cache before the first token."""
-    nothing = torch.empty(batch, 0, heads, width, device=device, dtype=dtype)
-    return Cache(nothing, nothing)
-
-
 def append(cache: Cache | None, keys: Tensor, values: Tensor) -> Cache:
     """Return the cache of what `cache` holds followed by `keys` `(B, T, G, D)` and `values` `(B, T, G, E)`.
 

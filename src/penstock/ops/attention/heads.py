@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from penstock.core import check_divides
+from penstock.ops.attention.cache import Cache
 
 
 def default_heads(dim: int) -> int:
@@ -41,6 +43,10 @@ class Projections(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values of `x` `(B, T, dim)`."""
-        return tuple(  # type: ignore[return-value]
-            project(x).unflatten(-1, (-1, self.width)) for project in (self.query, self.key, self.value)
-        )
+        heads = (-1, self.width)
+        return self.query(x).unflatten(-1, heads), self.key(x).unflatten(-1, heads), self.value(x).unflatten(-1, heads)
+
+    def empty_cache(self, batch: int, device: torch.device | str | None, dtype: torch.dtype | None) -> Cache:
+        """Return the cache before the first token, placed like the parameters unless told."""
+        nothing = self.key.weight.new_empty(batch, 0, self.kv_heads, self.width, device=device, dtype=dtype)
+        return Cache(nothing, nothing)
