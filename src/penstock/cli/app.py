@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 VERBS = {
     "cite": "penstock.cli.cite:cite",
+    "doctor": "penstock.cli.doctor:doctor",
     "list": "penstock.cli.list:list_entries",
     "search": "penstock.cli.search:search",
     "show": "penstock.cli.show:show",
