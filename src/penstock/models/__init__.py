@@ -1,1 +1,8 @@
-"""Assemblies with sockets for mechanisms."""
+"""Models with sockets: a mechanism of your choice in every layer."""
+
+from penstock.models.classifier import Classifier
+from penstock.models.files import load_model
+from penstock.models.language import LanguageModel
+from penstock.models.sequence import SequenceModel, build_model
+
+__all__ = ["Classifier", "LanguageModel", "SequenceModel", "build_model", "load_model"]

@@ -76,7 +76,7 @@ class AbstractHGRN(SequenceMixer):
     example={"dim": 6, "layer": 1, "layers": 3},
 )
 class HGRN(AbstractHGRN):
-    """Complex recurrence that turns by a learned angle; deeper layers have a higher least forget gate, and remember longer."""
+    """Complex recurrence that turns by a learned angle; deeper layers forget less, by a learned lower bound on the gate."""
 
     parts = 2
 
@@ -109,7 +109,7 @@ class HGRN(AbstractHGRN):
     example={"dim": 6, "layer": 1, "layers": 3},
 )
 class RealHGRN(AbstractHGRN):
-    """Real recurrence; deeper layers have a higher least forget gate, and remember longer."""
+    """Real recurrence; deeper layers forget less, by a learned lower bound on the gate."""
 
     parts = 1
 

@@ -1,0 +1,126 @@
+"""What models of sequences share: pre-norm residual blocks with a mechanism in each socket."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from penstock.core import ChannelMixer, ConfigError, SequenceMixer, State
+from penstock.core.errors import unknown
+from penstock.core.module import MechanismType
+from penstock.models.files import load_model, save_model
+from penstock.models.sockets import Socket, fill
+
+KINDS: dict[str, type["SequenceModel"]] = {}
+
+
+class Block(nn.Module):
+    """`x + mixer(norm(x))`, then `x + channel(norm(x))`; RMSNorm before each."""
+
+    def __init__(
+        self, dim: int, mixer: SequenceMixer, channel: ChannelMixer | None, dropout: float, place: Mapping[str, Any]
+    ) -> None:
+        super().__init__()
+        self.mixer_norm = nn.RMSNorm(dim, eps=1e-5, **place)
+        self.mixer = mixer
+        self.channel_norm = None if channel is None else nn.RMSNorm(dim, eps=1e-5, **place)
+        self.channel = channel
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output for whole sequences `x` `(B, T, dim)`."""
+        return self.mix_channels(x + self.dropout(self.mixer(self.mixer_norm(x))))
+
+    def extend(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """Return the block's output for tokens `x` `(B, T, dim)` that follow `state`, and the state after them."""
+        y, state = self.mixer.extend(self.mixer_norm(x), state)
+        return self.mix_channels(x + self.dropout(y)), state
+
+    def mix_channels(self, x: Tensor) -> Tensor:
+        """Return `x` `(B, T, dim)` after the second half of the block."""
+        if self.channel is None or self.channel_norm is None:
+            return x
+        return x + self.dropout(self.channel(self.channel_norm(x)))
+
+
+class SequenceModel(nn.Module, metaclass=MechanismType):
+    """A stack of blocks between an input and an output that the subclasses add."""
+
+    kind: ClassVar[str]
+    arguments: Mapping[str, Any]
+    layers: nn.ModuleList
+
+    def __init_subclass__(cls, **words: Any) -> None:
+        """Enter the model under its kind."""
+        super().__init_subclass__(**words)
+        KINDS[cls.kind] = cls
+
+    def add_blocks(
+        self, dim: int, layers: int, mixer: Socket, channel: Socket, dropout: float, place: Mapping[str, Any]
+    ) -> None:
+        """Build the blocks and the norm after them."""
+        who = type(self).__name__
+        mixers = fill(f"{who}: mixer", mixer, SequenceMixer, dim, layers, place)
+        channels = fill(f"{who}: channel", channel, ChannelMixer, dim, layers, place)
+        if None in mixers:
+            raise ConfigError(f"{who}: every layer needs a mixer, got mixer={mixer!r}")
+        pairs = zip(cast("list[SequenceMixer]", mixers), cast("list[ChannelMixer | None]", channels), strict=True)
+        self.layers = nn.ModuleList([Block(dim, *pair, dropout, place) for pair in pairs])
+        self.norm = nn.RMSNorm(dim, eps=1e-5, **place)
+        self.dropout = nn.Dropout(dropout)
+
+    def initialize(self) -> None:
+        """Draw the weights of every linear map and embedding as GPT-2 does.
+
+        The standard deviation is 0.02, and less by the square root of the number of residual branches for the maps called
+        `out`, which write into the stream. Biases, other parameters, and maps that a mechanism has set to zero stay as the
+        mechanism set them.
+        """
+        branches = sum(1 if block.channel is None else 2 for block in self.blocks())
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Embedding) and (module.weight.is_meta or module.weight.any()):
+                into_stream = name.startswith("layers.") and name.endswith(".out")
+                nn.init.normal_(module.weight, std=0.02 / branches**0.5 if into_stream else 0.02)
+
+    def blocks(self) -> list[Block]:
+        """Return the blocks, first to last."""
+        return cast("list[Block]", list(self.layers))
+
+    def stack(self, x: Tensor) -> Tensor:
+        """Return the normalized stream after all blocks for whole sequences `x` `(B, T, dim)`."""
+        x = self.dropout(x)
+        for block in self.layers:
+            x = block(x)
+        return self.norm(x)
+
+    def spec(self) -> dict[str, Any]:
+        """Return kind and arguments, enough for `build_model` to make the same model again."""
+        return {"model": self.kind, **self.arguments}
+
+    def save(self, folder: str | Path) -> None:
+        """Write the spec and the weights into `folder`, as `config.json` and `model.safetensors`."""
+        save_model(self, folder)
+
+    @classmethod
+    def load(cls, folder: str | Path, device: torch.device | str | None = None) -> Self:
+        """Return the model that `save` wrote into `folder`; what is missing, damaged or of another kind is an error."""
+        model = load_model(folder, device)
+        if not isinstance(model, cls):
+            raise ConfigError(f"{cls.__name__}: {folder} holds a {type(model).__name__}")
+        return model
+
+
+def build_model(spec: Mapping[str, Any], **place: Any) -> SequenceModel:
+    """Return a new model of `spec`, which has the key `model` (`language`, `classifier`) and the model's arguments.
+
+    Args:
+        spec: what `SequenceModel.spec` returns.
+        place: `device` and `dtype`.
+    """
+    arguments = dict(spec)
+    kind = arguments.pop("model", None)
+    if kind not in KINDS:
+        raise ConfigError(unknown("model", kind, KINDS))
+    return KINDS[kind](**arguments, **place)
