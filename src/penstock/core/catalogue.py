@@ -108,9 +108,9 @@ def get(name: str) -> Any:
     return getattr(importlib.import_module(module), symbol)
 
 
-def build(name: str, **arguments: Any) -> Any:
-    """Return a new instance of the mechanism called `name`."""
-    return get(name)(**arguments)
+def build(mechanism: str, **arguments: Any) -> Any:
+    """Return a new instance of the mechanism of this name: `build("swiglu", dim=64)`, or `build(**spec)`."""
+    return get(mechanism)(**arguments)
 
 
 def as_rows() -> list[dict[str, Any]]:

@@ -56,7 +56,9 @@ class Mechanism(nn.Module, metaclass=MechanismType):
 
     def spec(self) -> dict[str, Any]:
         """Return name and arguments, enough for `penstock.build` to make the same module again."""
-        return {"mechanism": self.name, **self.arguments}
+        cls = type(self)
+        own = cls.__module__.startswith("penstock.")
+        return {"mechanism": self.name if own else f"{cls.__module__}:{cls.__qualname__}", **self.arguments}
 
     def check_shape(self, x: Tensor, shape: str, argument: str = "x") -> None:
         """Raise a `ShapeError` unless `x` has the named shape.

@@ -1,0 +1,57 @@
+"""What flows back."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from penstock.core import Mechanism
+from penstock.testing.applies import applies, is_hard
+from penstock.testing.failure import CheckError, expect
+from penstock.testing.harness import Inputs, Whole, call, draw, make, seeded, tensors, total
+
+
+def differentiable(cls: type[Mechanism], *, training: bool = False) -> tuple[Callable[..., tuple[Tensor, ...]], Inputs]:
+    """Return a function of inputs and parameters that repeats its random numbers, and what to call it on."""
+    whole = Whole(make(cls)).train(training)
+    inputs = draw(whole.module, batch=2, time=3)
+    names = [name for name, _ in whole.named_parameters()]
+    leaves = (*inputs, *whole.parameters())
+
+    def function(*given: Tensor) -> tuple[Tensor, ...]:
+        parameters = dict(zip(names, given[len(inputs) :], strict=True))
+        with seeded(4):
+            out = torch.func.functional_call(whole, parameters, given[: len(inputs)])
+        return tuple(leaf for leaf in tensors(out) if leaf.requires_grad)
+
+    return function, tuple(leaf.detach().clone().requires_grad_() for leaf in leaves)
+
+
+@applies(lambda card: not is_hard(card) and card.contract != "Codebook")
+def check_gradcheck(cls: type[Mechanism]) -> None:
+    """Gradients of inputs and parameters equal finite differences in float64, in evaluation and in training."""
+    for training in (False, True):
+        function, leaves = differentiable(cls, training=training)
+        if not function(*leaves):
+            raise CheckError("no output depends on an input or a parameter by a gradient")
+        try:
+            torch.autograd.gradcheck(function, leaves, fast_mode=True)
+        except RuntimeError as error:
+            raise CheckError(f"gradcheck, training={training}: {error}") from error
+
+
+def check_every_parameter_learns(cls: type[Mechanism]) -> None:
+    """Every parameter gets a finite gradient that is not zero throughout."""
+    module = make(cls, training=True)
+    inputs = draw(module, batch=4, time=16)
+    with seeded(2):
+        loss = total(call(module, inputs))
+    expect(loss.requires_grad or not list(module.parameters()), "no output depends on a parameter by a gradient")
+    if loss.requires_grad:
+        loss.backward()
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            expect(parameter.grad is not None, f"{name} gets no gradient")
+            grad = parameter.grad if parameter.grad is not None else torch.zeros(())
+            expect(bool(grad.isfinite().all()), f"the gradient of {name} is not finite")
+            expect(bool(grad.any()), f"the gradient of {name} is zero")

@@ -1,0 +1,149 @@
+"""What a card promises, held both ways: a trait that is declared must hold, and one that is not declared must not."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+
+from penstock.core import Mechanism
+from penstock.testing.applies import Check, to
+from penstock.testing.failure import CheckError, all_same, expect, same
+from penstock.testing.harness import draw, gates_held, make, run, seeded, tensors
+from penstock.testing.work import work
+
+LENGTHS = (1, 3, 63, 100)
+
+
+def both_ways(trait: str, *contracts: str) -> Callable[[Check], Check]:
+    """Turn a check that `trait` holds into one that it holds where, and only where, the card declares it.
+
+    It is for mechanisms of `contracts`, or for all.
+    """
+
+    def turn(holds: Check) -> Check:
+        @wraps(holds)
+        def check(cls: type[Any]) -> None:
+            if trait in cls.card.traits:
+                holds(cls)
+                return
+            try:
+                holds(cls)
+            except (CheckError, NotImplementedError):
+                return
+            raise CheckError(f"the trait {trait!r} holds, but the card does not declare it")
+
+        return to(*contracts)(check) if contracts else check
+
+    return turn
+
+
+@both_ways("causal", "SequenceMixer", "Skip")
+def check_causal(cls: type[Mechanism]) -> None:
+    """An output depends on no later input, in evaluation and in training."""
+    for training in (False, True):
+        module = make(cls, training=training)
+        (x,) = draw(module, time=12)
+        y = run(module, (x,))[0]
+        for cut in (1, 5, 6, 11):
+            changed = torch.cat([x[:, :cut], -3.0 * x[:, cut:]], dim=1)
+            same(
+                run(module, (changed,))[0][:, :cut], y[:, :cut], f"after the inputs from {cut} on were changed, before {cut}"
+            )
+
+
+def _hand_over(module: Any, x: torch.Tensor, cuts: list[int]) -> torch.Tensor:
+    state = module.init_state(x.shape[0], dtype=x.dtype)
+    outs = []
+    for start, end in zip([0, *cuts], [*cuts, x.shape[1]], strict=True):
+        y, state = module.extend(x[:, start:end], state)
+        outs.append(y)
+    return torch.cat(outs, dim=1)
+
+
+@both_ways("steps", "SequenceMixer")
+def check_steps(cls: type[Mechanism]) -> None:
+    """One token at a time, or in pieces with the state handed over, equals the whole; a state is left as it was given."""
+    module = make(cls)
+    with torch.no_grad():
+        for time in LENGTHS:
+            (x,) = draw(module, time=time)
+            whole = module(x)
+            cuts = sorted({time // 3, time // 2, time - 1} - {0})
+            same(_hand_over(module, x, []), whole, f"length {time}, from init_state")
+            same(_hand_over(module, x, cuts), whole, f"length {time}, in pieces cut at {cuts}")
+        (x,) = draw(module, time=7)
+        whole, state = module(x), module.init_state(2, dtype=x.dtype)
+        for t in range(7):
+            sizes = [leaf.shape[0] if leaf.dim() else None for leaf in tensors(state)]
+            expect(all(size == 2 for size in sizes), f"the state's tensors begin with {sizes} instead of the batch of 2")
+            copies = [leaf.clone() for leaf in tensors(state)]
+            y, later = module.step(x[:, t], state)
+            same(y, whole[:, t], f"step {t}")
+            all_same(tensors(state), copies, f"the state handed to step {t}, afterwards", 0.0)
+            state = later
+
+
+def state_bytes(cls: type[Mechanism], tokens: int) -> int:
+    """Return the bytes of the state of one sequence after `tokens` tokens."""
+    module = make(cls)
+    (x,) = draw(module, batch=1, time=tokens)
+    with torch.no_grad():
+        state = module.extend(x, module.init_state(1, dtype=x.dtype))[1]
+    return sum(leaf.numel() * leaf.element_size() for leaf in tensors(state))
+
+
+@both_ways("constant-state", "SequenceMixer")
+def check_constant_state(cls: type[Mechanism]) -> None:
+    """The state is as large after 64 tokens as after 8."""
+    few, many = state_bytes(cls, 8), state_bytes(cls, 64)
+    expect(few == many, f"the state takes {few} bytes after 8 tokens and {many} after 64")
+
+
+@both_ways("linear-time", "SequenceMixer")
+def check_linear_time(cls: type[Mechanism]) -> None:
+    """From 64 to 128 and to 256 tokens, the work added doubles."""
+    module = make(cls)
+    once, twice, four = (work(module, draw(module, batch=1, time=time)) for time in (64, 128, 256))
+    growth = (four - twice) / max(1, twice - once)
+    expect(growth <= 2.1, f"doubling the length from 64 adds {twice - once} operations, doubling it again {four - twice}")
+
+
+@both_ways("stochastic")
+def check_stochastic(cls: type[Mechanism]) -> None:
+    """In training, two calls with the same input differ."""
+    inputs = draw(make(cls))
+    one, other = (run(make(cls, training=True), inputs, seed=seed) for seed in (1, 2))
+    expect(any(not torch.equal(a, b) for a, b in zip(one, other, strict=True)), "two calls in training give the same")
+
+
+@both_ways("identity-at-init", "Activation", "ChannelMixer", "SequenceMixer", "ImageMixer", "Skip")
+def check_identity_at_init(cls: type[Mechanism]) -> None:
+    """A fresh instance passes its input on."""
+    module = make(cls, fresh=True)
+    inputs = draw(module)
+    same(run(module, inputs)[0], inputs[0], "a fresh instance", 1e-12)
+
+
+@both_ways("skips", "Skip", "ChannelMixer", "SequenceMixer")
+def check_skips(cls: type[Mechanism]) -> None:
+    """With its gates closed a mechanism computes less: a `Skip` its block on fewer positions, others fewer operations."""
+    module = make(cls)
+    inputs = draw(module, batch=4, time=8)
+    if cls.card.contract == "Skip":
+        seen = 0
+
+        def block(x: torch.Tensor) -> torch.Tensor:
+            nonlocal seen
+            seen += x.numel()
+            return 0.5 * x + 1.0
+
+        with seeded(2), torch.no_grad(), gates_held(module, 0.0):
+            module(*inputs, block)
+        expect(seen < inputs[0].numel(), f"with the gates closed the block is given {seen} of {inputs[0].numel()} numbers")
+        return
+    with gates_held(module, 1.0):
+        opened = work(module, inputs)
+    with gates_held(module, 0.0):
+        closed = work(module, inputs)
+    expect(closed < opened, f"{closed} operations with the gates closed, {opened} with the gates open")
