@@ -21,13 +21,14 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
         `(B, T, H, E)`.
     """
     times, length = q.shape[1], k.shape[1]
-    mask = None
-    if 1 < times < length:
+    causal, mask = False, None
+    if times == length:
+        causal = True
+    elif times > 1:
         mask = torch.ones(times, length, dtype=torch.bool, device=q.device).tril(length - times)
+    grouped = q.shape[2] != k.shape[2]
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-    y = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=1 < times == length, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-    )
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped)
     return y.transpose(1, 2)
 
 
