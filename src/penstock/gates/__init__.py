@@ -1,1 +1,86 @@
 """Decide: how logits become openness, how hard gates get gradients, and how a budget is kept."""
+
+from penstock.gates.askdagger import SAwareGate, collect, replay_priorities, replay_sampling, s_aware_threshold
+from penstock.gates.budget import Budget, rate_penalty
+from penstock.gates.calibrate import calibration_error, fit_temperature
+from penstock.gates.conditional import ConditionalMLP, ConditionalMLPNoisy, ConditionalMLPSmooth
+from penstock.gates.estimators import (
+    LeastVarianceBaseline,
+    bernoulli,
+    heaviside,
+    noisy_rectifier,
+    pass_gradient,
+    reinforce,
+    shaped_step,
+    stochastic_times_smooth,
+    straight_through,
+    straight_through_sigmoid,
+)
+from penstock.gates.hard_concrete import HardConcrete
+from penstock.gates.prism import CostGate
+from penstock.gates.prune import prune, prune_norm
+from penstock.gates.relaxed import gumbel_sigmoid, gumbel_softmax
+from penstock.gates.rezero import ReZero
+from penstock.gates.select import (
+    add_noise,
+    expert_choice,
+    marginal_error,
+    masked_softmax,
+    noisy_top_k,
+    sinkhorn,
+    threshold,
+    top_k,
+    top_k_indices,
+    top_p,
+)
+from penstock.gates.squash import arctan_gate, expand, gompertz, hard_sigmoid, softmax
+from penstock.gates.trainable import TrainableGate, TrainableGateImage
+
+__all__ = [
+    "Budget",
+    "ConditionalMLP",
+    "ConditionalMLPNoisy",
+    "ConditionalMLPSmooth",
+    "CostGate",
+    "HardConcrete",
+    "LeastVarianceBaseline",
+    "ReZero",
+    "SAwareGate",
+    "TrainableGate",
+    "TrainableGateImage",
+    "add_noise",
+    "arctan_gate",
+    "bernoulli",
+    "calibration_error",
+    "collect",
+    "expand",
+    "expert_choice",
+    "fit_temperature",
+    "gompertz",
+    "gumbel_sigmoid",
+    "gumbel_softmax",
+    "hard_sigmoid",
+    "heaviside",
+    "marginal_error",
+    "masked_softmax",
+    "noisy_rectifier",
+    "noisy_top_k",
+    "pass_gradient",
+    "prune",
+    "prune_norm",
+    "rate_penalty",
+    "reinforce",
+    "replay_priorities",
+    "replay_sampling",
+    "s_aware_threshold",
+    "shaped_step",
+    "sinkhorn",
+    "softmax",
+    "stochastic_times_smooth",
+    "straight_through",
+    "straight_through_sigmoid",
+    "threshold",
+    "top_k",
+    "top_k_indices",
+    "top_p",
+]
