@@ -16,6 +16,7 @@ VERBS = {
     "cite": "penstock.cli.cite:cite",
     "doctor": "penstock.cli.doctor:doctor",
     "list": "penstock.cli.list:list_entries",
+    "new": "penstock.cli.new:new",
     "search": "penstock.cli.search:search",
     "show": "penstock.cli.show:show",
 }

@@ -40,7 +40,9 @@ def rank(query: str, entries: Mapping[str, Fields]) -> list[str]:
     having = [sum(row[i] > 0 for row in scores.values()) for i in range(len(typed))]
     ranked = []
     for name, row in scores.items():
-        total = sum(count * math.sqrt(len(entries) / max(1, have)) for count, have in zip(row, having, strict=True))
+        total = 0.0
+        for count, have in zip(row, having, strict=True):
+            total += count * math.sqrt(len(entries) / max(1, have))
         if total:
             ranked.append((-total * sum(count > 0 for count in row), name))
     return [name for _, name in sorted(ranked)]

@@ -1,0 +1,66 @@
+"""`penstock compare`: mechanisms side by side, on equal terms."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from penstock.bench import compare as run
+from penstock.bench.choice import assignment
+
+
+def compare(  # noqa: PLR0913 - each is a flag
+    *mechanisms: str,
+    task: list[str] | None = None,
+    preset: Literal["quick", "standard", "thorough"] | None = None,
+    out: Path = Path("runs/compare"),
+    text: Path | None = None,
+    option: list[str] | None = None,
+    seeds: int | None = None,
+    trials: int | None = None,
+    match: Literal["params", "flops"] | None = None,
+    device: str | None = None,
+    workers: int | None = None,
+    ray: str | None = None,
+    log: Literal["tensorboard", "mlflow", "wandb"] | None = None,
+    spec: Path | None = None,
+    values: Annotated[list[str] | None, Parameter(name="--set")] = None,
+) -> None:
+    """Compare gating mechanisms on equal terms and write a report.
+
+    Every mechanism gets a model of the same size, the same data in the same order, the same number of learning rates to
+    choose from, and the same seeds. A comparison that was stopped goes on when the same command is given again; mechanisms,
+    tasks and seeds can be added to one that is done.
+
+    Args:
+        mechanisms: names from `penstock list`, or package.module:Class; arguments follow after commas, as in
+            gated-attention,heads=2. By default attention gated-attention gla hgrn gam.
+        task: a task to compare on, once for each; by default mqar and text.
+        preset: sizes and numbers: quick (minutes), standard or thorough; quick by default.
+        out: the folder that everything is written to.
+        text: a UTF-8 file for the task text.
+        option: an option of a task, key=value or task.key=value, once for each.
+        seeds: judged runs of a mechanism on a task.
+        trials: learning rates tried for a mechanism on a task.
+        match: what the models have in common: their parameters or their forward operations.
+        device: cpu, cuda or mps; by default an accelerator where there is one.
+        workers: runs done at a time; by default as many as there are cores or GPUs for.
+        ray: address of a Ray cluster to do the runs on; auto finds the one this machine belongs to.
+        log: a tracker to send the rows of every run to as well.
+        spec: a TOML file that describes the study; flags go before it.
+        values: any other number of the study, key=value, such as steps=500 or dim=128, once for each.
+    """
+    given = {"preset": preset, "seeds": seeds, "trials": trials, "match": match, "device": device}
+    given |= dict(assignment(pair) for pair in values or ())
+    run(
+        mechanisms,
+        task or (),
+        out=out,
+        spec=spec,
+        text=text,
+        options=option or (),
+        workers=workers,
+        ray=ray,
+        log=log,
+        **given,
+    )
