@@ -47,3 +47,16 @@ def computing_dtype(*tensors: Tensor | None) -> torch.dtype:
         if x is not None:
             common = torch.promote_types(common, x.dtype)
     return common
+
+
+def check_offsets(operation: str, offsets: Tensor | None, batch: int) -> int:
+    """Return how many sequences there are: the batch, or as many as lie between the offsets of a packed one."""
+    if offsets is None:
+        return batch
+    if offsets.dim() != 1 or offsets.shape[0] < 1 or offsets.dtype not in (torch.int32, torch.int64):
+        raise ShapeError(
+            f"{operation}: cu_seqlens must be integers of shape (sequences + 1), got {offsets.dtype} {tuple(offsets.shape)}"
+        )
+    if batch != 1:
+        raise ShapeError(f"{operation}: with cu_seqlens the batch must be 1, got {batch}")
+    return offsets.shape[0] - 1

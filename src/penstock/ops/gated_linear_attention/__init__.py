@@ -6,37 +6,55 @@ $$ S_t = \mathrm{Diag}(e^{g_t})\, S_{t-1} + k_t v_t^\top, \qquad o_t = s\, S_t^\
 from torch import Tensor
 
 from penstock.core.backend import Backend, Operation
-from penstock.ops.checks import check_broadcast, check_shape, computing_dtype
+from penstock.ops.calls import numba_pays, ragged, refuse_numba, run, torch_pays
+from penstock.ops.checks import check_broadcast, check_offsets, check_shape, computing_dtype
 from penstock.ops.gated_linear_attention import reference, torch
+from penstock.ops.native import native
 
 NAME = "gated_linear_attention"
 
 
 def prepare(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, initial_state: Tensor | None = None, scale: float | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, float]:
-    """Check a call's tensors; return them at one dtype, `log_decay` as `(B, T, H, K)` or `(B, T, H, 1)`."""
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    initial_state: Tensor | None = None,
+    scale: float | None = None,
+    *,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[tuple[Tensor, ...], Tensor, Tensor | None, float]:
+    """Check a call; return its tensors at one dtype, `log_decay` as `(B, T, H, K)` or `(B, T, H, 1)`."""
     check_shape(NAME, "q", q, "batch time heads key")
     batch, time, heads, key = q.shape
     check_shape(NAME, "k", k, "batch time heads key", batch=batch, time=time, heads=heads, key=key)
     check_shape(NAME, "v", v, "batch time heads value", batch=batch, time=time, heads=heads)
-    value = v.shape[3]
     check_broadcast(NAME, "log_decay", log_decay, (batch, time, heads, 1), (batch, time, heads, key))
-    if initial_state is not None:
-        check_shape(
-            NAME, "initial_state", initial_state, "batch heads key value", batch=batch, heads=heads, key=key, value=value
-        )
+    sequences = check_offsets(NAME, cu_seqlens, batch)
+    shape = {"batch": sequences, "heads": heads, "key": key, "value": v.shape[3]}
     dtype = computing_dtype(q, k, v, log_decay, initial_state)
-    state = q.new_zeros(batch, heads, key, value, dtype=dtype) if initial_state is None else initial_state.to(dtype)
+    if initial_state is None:
+        state = q.new_zeros(tuple(shape.values()), dtype=dtype)
+    else:
+        check_shape(NAME, "initial_state", initial_state, "batch heads key value", **shape)
+        state = initial_state.to(dtype)
     width = log_decay.shape[-1] if log_decay.dim() else 1
     decay = log_decay.to(dtype).expand(batch, time, heads, width)
-    return q.to(dtype), k.to(dtype), v.to(dtype), decay, state, key**-0.5 if scale is None else scale
+    return (q.to(dtype), k.to(dtype), v.to(dtype), decay), state, cu_seqlens, key**-0.5 if scale is None else scale
 
 
+def flops(q: tuple[int, ...], _: tuple[int, ...], v: tuple[int, ...], __: tuple[int, ...]) -> tuple[int, int]:
+    """Return the operations of a forward and of a backward pass."""
+    states = q[0] * q[1] * q[2] * q[3] * v[3]
+    return 5 * states, 14 * states
+
+
+REFERENCE = ragged(reference.gated_linear_attention)
 OPERATION = Operation(
     NAME,
-    Backend("torch", torch.gated_linear_attention, refuse=lambda *_: None, pays=lambda q, *_: q.shape[1] > 4),
-    Backend("reference", reference.gated_linear_attention, refuse=lambda *_: None),
+    Backend("numba", native(NAME, REFERENCE, flops), refuse=refuse_numba, pays=numba_pays),
+    Backend("torch", ragged(torch.gated_linear_attention), refuse=lambda *_: None, pays=torch_pays),
+    Backend("reference", REFERENCE, refuse=lambda *_: None),
 )
 
 
@@ -48,6 +66,7 @@ def gated_linear_attention(
     initial_state: Tensor | None = None,
     scale: float | None = None,
     *,
+    cu_seqlens: Tensor | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the outputs and the last state: `(B, T, H, K), (B, T, H, K), (B, T, H, V) -> (B, T, H, V), (B, H, K, V)`.
@@ -62,12 +81,12 @@ def gated_linear_attention(
             `(B, T, H, 1)`. `-inf` forgets all that came before.
         initial_state: the state before the first step, zero by default.
         scale: factor of the outputs, `K ** -0.5` by default.
+        cu_seqlens: where each of N sequences packed into a batch of 1 begins, and at last T: `(N + 1,)`. There are N states.
         backend: the implementation to use; chosen by default.
 
     Raises:
         ShapeError: where the shapes do not fit.
         BackendError: where `backend` cannot serve the call.
     """
-    args = prepare(q, k, v, log_decay, initial_state, scale)
-    o, state = OPERATION.pick(backend, *args)(*args)
+    o, state = run(OPERATION, backend, *prepare(q, k, v, log_decay, initial_state, scale, cu_seqlens=cu_seqlens))
     return o.to(v.dtype), state

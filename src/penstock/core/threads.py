@@ -1,0 +1,140 @@
+"""Numba kernels that run on torch's own threads.
+
+A second thread pool beside torch's would fight it for the cores, so a kernel runs in a team of the OpenMP library that
+torch has loaded already. A kernel is a function of one pointer, the call; in it, `arguments(call)` are the arrays and
+numbers it was called with, and `work(call)` yields the items that fall to this thread (both from `penstock.ops.vectors`):
+
+    def double(call):
+        x, y = arguments(call)
+        for row in work(call):
+            for i in range(x.shape[1]):
+                y[row, i] = 2 * x[row, i]
+
+    Kernel(double)(len(x), x, y)
+
+Importing this module does not import numba; the first call does, and compiles, or reads what an earlier process compiled.
+"""
+
+import ctypes
+import re
+import struct
+import sys
+import time
+from array import array
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+HAS_NUMBA = find_spec("numba") is not None
+HEADER = 2
+
+_Entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+class Kernel:
+    """A function of one pointer, compiled for the types of its arguments and run by as many threads as torch uses.
+
+    Args:
+        function: the kernel, a function of a module.
+    """
+
+    compiled: dict[str, float] = {}  # noqa: RUF012 - one record for the process: kernel -> seconds to compile or to load
+
+    def __init__(self, function: Callable[[Any], None]) -> None:
+        self.function = function
+        self._variants: dict[tuple[object, ...], tuple[int, Callable[[int], None]]] = {}
+
+    def __call__(self, items: int, *arguments: Tensor | float, **constants: int) -> None:
+        """Run `items` items of work.
+
+        Args:
+            items: how many; any thread may get any of them.
+            arguments: contiguous tensors, integers and floats.
+            constants: integers that the kernel is compiled for; they follow the arguments, in their order.
+        """
+        if items == 0:
+            return
+        key = (*((x.dtype, x.dim()) if isinstance(x, Tensor) else type(x) for x in arguments), *constants.items())
+        if key not in self._variants:
+            self._variants[key] = self._compile(arguments, constants)
+        address, entry = self._variants[key]
+        block = _block(items, arguments, constants)
+        where = block.buffer_info()[0]
+        threads = min(items, torch.get_num_threads())
+        if threads == 1:
+            entry(where)
+        elif (team := _team()) is not None:
+            team(address, where, threads, 0)
+        else:
+            list(_pool(threads).map(entry, [where] * threads))
+
+    def _compile(self, arguments: tuple[Any, ...], constants: dict[str, int]) -> tuple[int, Callable[[int], None]]:
+        import numba
+        from numba import types
+
+        start = time.perf_counter()
+        members = (
+            [types.int64] * HEADER + [_numba_type(x) for x in arguments] + [types.literal(c) for c in constants.values()]
+        )
+        signature = types.void(types.CPointer(types.Tuple(members)))
+        try:
+            native = numba.cfunc(signature, cache=True, error_model="numpy")(self.function)
+        except RuntimeError:  # there is no folder to keep compiled code in
+            native = numba.cfunc(signature, error_model="numpy")(self.function)
+        name = f"{self.function.__module__}.{self.function.__name__}"
+        self.compiled[name] = self.compiled.get(name, 0.0) + time.perf_counter() - start
+        address: Any = native.address
+        return address, _Entry(address)
+
+
+def _numba_type(argument: Tensor | float) -> Any:
+    from numba import types
+    from numba.np.numpy_support import from_dtype
+
+    if isinstance(argument, Tensor):
+        return types.Array(from_dtype(torch.empty(0, dtype=argument.dtype).numpy().dtype), argument.dim(), "C")
+    return types.int64 if isinstance(argument, int) else types.float64
+
+
+def _block(items: int, arguments: tuple[Tensor | float, ...], constants: dict[str, int]) -> "array[int]":
+    """Lay a call out in memory as numba lays out a tuple of its arguments: eight bytes for every field."""
+    words = [0, items]
+    for x in arguments:
+        if isinstance(x, Tensor):
+            size = x.element_size()
+            words += (0, 0, x.numel(), size, x.data_ptr(), *x.shape, *(size * stride for stride in x.stride()))
+        else:
+            words.append(x if isinstance(x, int) else struct.unpack("q", struct.pack("d", x))[0])
+    words += constants.values()
+    return array("q", words)
+
+
+@cache
+def _team() -> Callable[[int, int, int, int], None] | None:
+    """Return `GOMP_parallel` of the OpenMP library that torch has loaded, or None where it cannot be found."""
+    for path in _openmp_libraries():
+        try:
+            team = ctypes.CDLL(str(path)).GOMP_parallel
+        except (OSError, AttributeError):
+            continue
+        team.argtypes, team.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
+        return team
+    return None
+
+
+def _openmp_libraries() -> list[Path]:
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        return [Path(path) for path in sorted(set(re.findall(r"/\S*lib(?:g|i|)omp[^/\s]*\.so\S*", maps.read_text())))]
+    return sorted((Path(torch.__file__).parent / "lib").glob("lib*omp*.dylib")) if sys.platform == "darwin" else []
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="penstock")

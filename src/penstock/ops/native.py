@@ -1,0 +1,87 @@
+"""CPU kernels as operators of torch, which compile, export and differentiate.
+
+The kernels of an operation are in its module `numba_cpu`, which is imported at the first call and has three functions:
+
+    forward(inputs, state, offsets, keep, *options) -> output, last state, marks
+    backward(inputs, state, marks, offsets, grad of output, grad of last state, *options) -> grads of inputs and state
+    shapes(inputs, state, keep) -> shapes of output and marks
+
+Marks are what the forward pass leaves for the backward one, and empty unless `keep`.
+"""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from penstock.ops.calls import Call, Inputs, differentiate
+
+FORWARD = "(Tensor[] inputs, Tensor state, Tensor? offsets, float[] options, bool keep) -> (Tensor, Tensor, Tensor)"
+BACKWARD = (
+    "(Tensor[] inputs, Tensor state, Tensor marks, Tensor? offsets, float[] options, Tensor grad, Tensor grad_last)"
+    " -> Tensor[]"
+)
+
+
+def native(operation: str, reference: Call, flops: Callable[..., tuple[int, int]]) -> Call:
+    """Make the kernels of an operation a backend.
+
+    Args:
+        operation: its name, and that of its folder.
+        reference: the backend that second derivatives are taken of.
+        flops: from the shapes of the inputs to the operations of a forward and of a backward pass.
+    """
+
+    def kernels() -> Any:
+        return importlib.import_module(f"penstock.ops.{operation}.numba_cpu")
+
+    @torch.library.custom_op(f"penstock::{operation}", mutates_args=(), device_types="cpu", schema=FORWARD)
+    def forward(inputs: Any, state: Any, offsets: Any, options: Any, keep: Any) -> Any:
+        return kernels().forward(inputs, state, offsets, keep, *options)
+
+    @torch.library.custom_op(f"penstock::{operation}_backward", mutates_args=(), device_types="cpu", schema=BACKWARD)
+    def backward(inputs: Any, state: Any, marks: Any, offsets: Any, options: Any, *grads: Any) -> Any:
+        return list(kernels().backward(inputs, state, marks, offsets, *grads, *options))
+
+    @forward.register_fake
+    def _(inputs: Any, state: Any, _: Any, __: Any, keep: Any) -> Any:
+        output, marks = kernels().shapes(inputs, state, keep)
+        return (
+            state.new_empty(output),
+            torch.empty_like(state, memory_format=torch.contiguous_format),
+            state.new_empty(marks),
+        )
+
+    @backward.register_fake
+    def _(inputs: Any, state: Any, *_: Any) -> Any:
+        return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (*inputs, state)]
+
+    def remember(ctx: Any, inputs: Any, output: Any) -> None:
+        tensors, state, offsets, ctx.options, _ = inputs
+        ctx.save_for_backward(*tensors, state, output[2], offsets)
+        ctx.mark_non_differentiable(output[2])
+
+    def differentiated(ctx: Any, grad: Tensor, grad_last: Tensor, _: Any) -> Any:
+        *inputs, state, marks, offsets = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            grads = differentiate(reference, tuple(inputs), state, (offsets, *ctx.options), (grad, grad_last))
+        else:
+            grads = backward(inputs, state, marks, offsets, ctx.options, grad, grad_last)
+        return list(grads[:-1]), grads[-1], None, None, None
+
+    forward.register_autograd(differentiated, setup_context=remember)
+    for which, name in enumerate((operation, f"{operation}_backward")):
+
+        @register_flop_formula(getattr(torch.ops.penstock, name))
+        def _(inputs: Any, *_: Any, which: int = which, **__: Any) -> int:
+            return flops(*inputs)[which]
+
+    def call(inputs: Inputs, state: Tensor, offsets: Tensor | None, *options: float) -> tuple[Tensor, Tensor]:
+        keep = torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs, state))
+        o, last, _ = forward(list(inputs), state, offsets, [float(x) for x in options], keep)
+        return o, last
+
+    return call

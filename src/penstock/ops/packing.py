@@ -1,0 +1,47 @@
+"""How tensors are laid out for kernels: all sequences on one time axis, the last axis filled up to whole vectors."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from penstock.ops.calls import checked_offsets
+
+WIDTH = 16
+
+
+def bounds_of(x: Tensor, offsets: Tensor | None) -> Tensor:
+    """Return where the sequences of `x` `(B, T, ...)` begin and end when they lie one after another."""
+    batch, length = x.shape[:2]
+    if offsets is None:
+        return torch.arange(batch + 1) * length
+    checked_offsets(offsets, length)
+    return offsets.to(torch.int64).contiguous()
+
+
+def full(size: int) -> int:
+    """Return the size that kernels take in place of `size`."""
+    return -(-size // WIDTH) * WIDTH
+
+
+def fill(x: Tensor, *axes: int) -> Tensor:
+    """Return `x`, contiguous, with zeros added on `axes` up to what kernels take."""
+    missing = [full(size) - size if axis in axes else 0 for axis, size in enumerate(x.shape)]
+    return F.pad(x, [n for m in reversed(missing) for n in (0, m)]) if any(missing) else x.contiguous()
+
+
+def pack(x: Tensor) -> Tensor:
+    """Return `(B, T, H, D)` as `(B * T, H, D)`, with `D` filled up."""
+    return fill(x.flatten(0, 1), 2)
+
+
+def unpack(x: Tensor, like: Tensor) -> Tensor:
+    """Return `(B * T, H, D)` in the shape of `like`."""
+    return x[..., : like.shape[-1]].reshape(like.shape)
+
+
+def lanes_for(size: int, dtype: torch.dtype, heads: int | None = None) -> int:
+    """Return how many of `size` columns registers hold; fewer where threads would find nothing in `heads` to work on."""
+    for lanes in (64, 32) if dtype == torch.float32 else (32,):
+        if size % lanes == 0 and (heads is None or heads * size // lanes >= torch.get_num_threads()):
+            return lanes
+    return WIDTH
