@@ -12,6 +12,9 @@ import inspect
 import json
 import re
 import shutil
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from latex2mathml.converter import convert
 from penstock.cli.show import arguments_of, link
 from penstock.core.card import TRAITS, Card
 from penstock.core.catalogue import CONTRACTS, cards, get, index
-from penstock.core.papers import papers
+from penstock.core.papers import Paper, papers
 from penstock.core.ranking import ENDINGS, WEIGHTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,11 +74,15 @@ def code(text: object) -> str:
     return f"`{text}`" if str(text) else ""
 
 
+def linked(paper: Paper) -> str:
+    """Return a paper's title, linked to where it is to be read if that is known."""
+    return f"[{paper.title}]({link(paper)})" if link(paper) else f"*{paper.title}*"
+
+
 def cited(card: Card) -> str:
     """Return title, authors, year and link of an entry's paper, and where in it the equation stands."""
-    paper, where = papers()[card.paper], link(card.paper)
-    title = f"[{paper.title}]({where})" if where else f"*{paper.title}*"
-    return f"{paper.authors.replace(' and ', ', ')}: {title}, {paper.year}; {card.at}."
+    paper = papers()[card.paper]
+    return f"{paper.authors.replace(' and ', ', ')}: {linked(paper)}, {paper.year}; {card.at}."
 
 
 def source(card: Card, thing: Any) -> str:
@@ -110,21 +117,28 @@ def relatives(card: Card, limit: int = 8) -> list[Card]:
     return [cards()[name] for away, name in near if away < 3][:limit]
 
 
-def measure(names: list[str]) -> dict[str, dict[str, bool | str]]:
-    """Return the capabilities of mechanisms; those whose file has not changed since the last time are read back."""
-    import torch
+def fingerprint(name: str) -> str:
+    """Return what a measurement of a mechanism holds for: its file, and the version of torch."""
+    text = Path(inspect.getsourcefile(get(name)) or "").read_text("utf-8")
+    return hashlib.sha256(f"{version('torch')} {name} {text}".encode()).hexdigest()
 
+
+def measured(name: str) -> dict[str, bool | str]:
+    """Return the capabilities of a mechanism."""
     from penstock.testing import capabilities
 
+    return capabilities(get(name))
+
+
+def measure(names: list[str]) -> dict[str, dict[str, bool | str]]:
+    """Return the capabilities of mechanisms; those whose file has not changed since the last time are read back."""
     kept = json.loads(MEASURED.read_text("utf-8")) if MEASURED.exists() else {}
-    found = {}
-    for name in names:
-        thing = get(name)
-        text = Path(inspect.getsourcefile(thing) or "").read_text("utf-8")
-        key = hashlib.sha256(f"{torch.__version__} {name} {text}".encode()).hexdigest()
-        found[name] = kept[name] if kept.get(name, {}).get("key") == key else {"key": key, "can": capabilities(thing)}
-        MEASURED.write_text(json.dumps(found | {k: v for k, v in kept.items() if k not in found}), "utf-8")
-    return {name: row["can"] for name, row in found.items()}
+    keys = {name: fingerprint(name) for name in names}
+    new = [name for name in names if keys[name] not in kept]
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        kept |= {keys[name]: can for name, can in zip(new, pool.map(measured, new), strict=True)}
+    MEASURED.write_text(json.dumps({key: kept[key] for key in keys.values()}), "utf-8")
+    return {name: kept[key] for name, key in keys.items()}
 
 
 def page(card: Card, can: dict[str, bool | str] | None) -> str:
@@ -184,10 +198,7 @@ def catalogue() -> str:
 
 def readme_table() -> str:
     """Return the catalogue as the README shows it."""
-    rows = []
-    for card in cards().values():
-        paper, where = papers()[card.paper], link(card.paper)
-        rows.append((code(card.name), card.room, card.description, f"[{paper.title}]({where})" if where else paper.title))
+    rows = [(code(c.name), c.room, c.description, linked(papers()[c.paper])) for c in cards().values()]
     return table(("name", "room", "what it is", "paper"), rows)
 
 

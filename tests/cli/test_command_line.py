@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from penstock.cli import VERBS, app, flags, main
-from penstock.core.catalogue import as_rows, cards
+from penstock.core.catalogue import as_rows, cards, find
 
 COLUMNS = ["name", "room", "contract", "title", "arxiv", "at", "traits", "gates", "symbol", "description"]
 
@@ -88,7 +88,7 @@ def test_show_says_what_the_card_and_the_constructor_say(capsys):
     for text in (
         r"\odot",
         "https://arxiv.org/abs/2002.05202",
-        "eq. 5",
+        find("swiglu").at,
         "[-0.28, inf)",
         "hidden=None",
         "an integer of at least 1 or None",

@@ -13,13 +13,15 @@ from penstock.core.papers import papers
 
 
 class Form(NamedTuple):
-    """How the forward of a contract is written: the shape it checks, what it takes, returns and needs imported."""
+    """How the forward of a contract is written: its shape, what it takes, returns and imports, and what is left to write."""
 
     shape: str
     takes: str = "x: Tensor"
     returns: str = "Tensor"
     imports: tuple[str, ...] = ()
     first: str = "x"
+    what: str = "the equation"
+    standard: str = ""
 
 
 FORMS = {
@@ -28,7 +30,14 @@ FORMS = {
     "SequenceMixer": Form("batch time dim"),
     "ImageMixer": Form("batch dim height width"),
     "Router": Form("tokens dim", returns="Routing", imports=("Routing",)),
-    "Skip": Form("... dim", "x: Tensor, block: nn.Module", "tuple[Tensor, Halting]", ("Halting",)),
+    "Skip": Form(
+        "... dim",
+        "x: Tensor, block: Callable[[Tensor], Tensor]",
+        "tuple[Tensor, Halting]",
+        ("Halting",),
+        what="when {block} is computed",
+        standard="from collections.abc import Callable\n",
+    ),
     "TokenSelector": Form("batch time dim", returns="Selection", imports=("Selection",)),
     "Fusion": Form("batch time dim", takes="*streams: Tensor", first="streams[0]"),
     "FieldInteraction": Form("batch fields dim"),

@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 from penstock.cli.text import section, table
 from penstock.core.card import TRAITS, Card
+from penstock.core.catalogue import CONTRACTS, get
 from penstock.core.errors import ConfigError
+from penstock.core.papers import Paper, papers
 
 
 class Argument(NamedTuple):
@@ -18,26 +20,27 @@ class Argument(NamedTuple):
     meaning: str
 
 
-def show(name: str, /) -> None:
+def show(name: str, /, *, measure: bool = False) -> None:
     """Show an entry: equation, source, arguments, gates and traits.
 
     Args:
         name: a name in the catalogue, or package.module:Name for a gate of your own.
+        measure: find out by trial, in some seconds, what the mechanism can do: compile, export, lower precision, backends.
     """
-    from penstock.core.catalogue import get
-
     thing = get(name)
     if not isinstance(card := getattr(thing, "card", None), Card):
         raise ConfigError(f"show: {name} has no card; put @mechanism or @listed on it")
+    if measure and card.contract not in CONTRACTS:
+        raise ConfigError(f"show: {name} is a {card.contract}, and only what keeps a contract of tensors can be measured")
     print(describe(card, thing))
+    if measure:
+        print("\n" + section("Measured", table(measured(thing))), end="")
 
 
 def describe(card: Card, thing: Any) -> str:
     """Return the whole description as text."""
-    from penstock.core.papers import papers
-
-    paper = papers().get(card.paper)
-    source = [f"{paper.title}, {paper.year}" if paper else card.paper, card.at, link(card.paper)]
+    paper = papers()[card.paper]
+    source = [f"{paper.title}, {paper.year}", card.at, link(paper)]
     parts = [f"{card.name}: {card.contract} in {card.room}\n{card.description}\n"]
     if card.equation:
         parts.append(section("Equation", card.equation))
@@ -48,18 +51,20 @@ def describe(card: Card, thing: Any) -> str:
         parts.append(section("Traits", table((trait, TRAITS[trait]) for trait in sorted(card.traits))))
     if taken := arguments_of(thing):
         rows = ((a.name + (f"={a.default}" if a.default else ""), a.accepts, a.meaning) for a in taken)
-        parts.append(section("Arguments", table(rows, indent=2)))
+        parts.append(section("Arguments", table(rows)))
     parts.append(section("Code", card.symbol))
     return "\n".join(parts).rstrip()
 
 
-def link(key: str) -> str:
-    """Return where a paper is to be read, or nothing where that is not known."""
-    from penstock.core.papers import papers
+def measured(thing: Any) -> list[tuple[str, str]]:
+    """Return what a mechanism can do, found out by trial, and why it cannot do the rest."""
+    from penstock.testing import capabilities
 
-    paper = papers().get(key)
-    if paper is None:
-        return ""
+    return [(name, "yes" if result is True else f"no: {result}") for name, result in capabilities(thing).items()]
+
+
+def link(paper: Paper) -> str:
+    """Return where a paper is to be read, or nothing where that is not known."""
     return paper.url or (f"https://arxiv.org/abs/{paper.arxiv}" if paper.arxiv else "")
 
 

@@ -11,7 +11,7 @@ def width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-def table(rows: Iterable[Sequence[str]], indent: int = 0) -> str:
+def table(rows: Iterable[Sequence[str]]) -> str:
     """Return rows of text as aligned columns, a line a row; the last column ends where the terminal does."""
     rows = list(rows)
     if not rows:
@@ -20,7 +20,7 @@ def table(rows: Iterable[Sequence[str]], indent: int = 0) -> str:
     limit = width()
     lines = []
     for row in rows:
-        line = " " * indent + "  ".join(cell.ljust(size) for cell, size in zip(row, widths, strict=True)).rstrip()
+        line = "  ".join(cell.ljust(size) for cell, size in zip(row, widths, strict=True)).rstrip()
         lines.append(line if limit is None or len(line) <= limit else line[: max(1, limit - 1)] + "…")
     return "\n".join(lines)
 
