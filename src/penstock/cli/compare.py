@@ -1,7 +1,7 @@
 """`penstock compare`: mechanisms side by side, on equal terms."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -50,7 +50,7 @@ def compare(  # noqa: PLR0913 - each is a flag
         spec: a TOML file that describes the study; flags go before it.
         values: any other number of the study, key=value, such as steps=500 or dim=128, once for each.
     """
-    given = {"preset": preset, "seeds": seeds, "trials": trials, "match": match, "device": device}
+    given: dict[str, Any] = {"preset": preset, "seeds": seeds, "trials": trials, "match": match, "device": device}
     given |= dict(assignment(pair) for pair in values or ())
     run(
         mechanisms,

@@ -1,0 +1,95 @@
+"""What a comparison is asked to compare: a name from the catalogue, or a user's class, with arguments of its own."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal
+
+from penstock.core import ChannelMixer, ConfigError, SequenceMixer
+from penstock.core.catalogue import cards, get
+from penstock.core.errors import unknown
+
+Socket = Literal["mixer", "channel"]
+SOCKETS: Mapping[str, Socket] = {"SequenceMixer": "mixer", "ChannelMixer": "channel"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One thing to compare, or one task to compare on.
+
+    Args:
+        label: what it is called in records and reports: the text it was asked for with.
+        name: a name in the catalogue, or `package.module:Class`.
+        arguments: arguments other than their defaults.
+    """
+
+    label: str
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, asked: str | Mapping[str, Any], key: str) -> "Choice":
+        """Read `name`, `name,argument=value,...` or a table with the name under `key` and arguments beside it."""
+        if isinstance(asked, str):
+            name, *pairs = asked.split(",")
+            return cls(asked, name, dict(assignment(pair) for pair in pairs))
+        if not isinstance(asked, Mapping) or not isinstance(asked.get(key), str):
+            raise ConfigError(f"a {key} is a name or a table with the key {key!r}, got {asked!r}")
+        arguments = {name: value for name, value in asked.items() if name != key}
+        label = ",".join([asked[key], *(f"{name}={json.dumps(value)}" for name, value in arguments.items())])
+        return cls(label, asked[key], arguments)
+
+    @property
+    def folder(self) -> str:
+        """The label as the name of a folder."""
+        return re.sub(r"[^\w.,=+-]", "_", self.label)
+
+    def plain(self, key: str) -> dict[str, Any]:
+        """Return the choice as a table that `parse` reads."""
+        return {key: self.name, **self.arguments}
+
+
+def assignment(text: str) -> tuple[str, Any]:
+    """Read `key=value`; the value is a JSON number, true, false or null, and else a word."""
+    key, sign, value = text.partition("=")
+    if not (sign and key):
+        raise ConfigError(f"an option is written key=value, got {text!r}")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
+@cache
+def socket_of(name: str) -> Socket:
+    """Return the socket of a model that the mechanism fits in; what fits in none is an error."""
+    if ":" in name:
+        found = get(name)
+        contract = next(
+            (c.__name__ for c in (SequenceMixer, ChannelMixer) if isinstance(found, type) and issubclass(found, c)), ""
+        )
+    else:
+        fitting = [card.name for card in cards().values() if card.contract in SOCKETS]
+        if name not in cards():
+            raise ConfigError(unknown("mechanism", name, fitting))
+        contract = cards()[name].contract
+    if contract not in SOCKETS:
+        kind = contract or "neither of them"
+        raise ConfigError(f"{name}: a comparison takes a SequenceMixer or a ChannelMixer, and this is {kind}")
+    return SOCKETS[contract]
+
+
+def task_class(name: str) -> Any:
+    """Return the class of a task from its name in the catalogue or `package.module:Class`."""
+    from penstock.bench.task import Task
+
+    if ":" not in name:
+        tasks = [card.name for card in cards().values() if card.contract == "task"]
+        if name not in tasks:
+            raise ConfigError(unknown("task", name, tasks))
+    found = get(name)
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise ConfigError(f"{name}: a task is a subclass of penstock.bench.task.Task")
+    return found
