@@ -55,15 +55,15 @@ def checked_offsets(offsets: Tensor, length: int) -> list[int]:
     return bounds
 
 
-def refuse_numba(inputs: Inputs, *_: Any) -> str | None:
+def refuse_numba(inputs: Inputs, *_: Any, complex_too: bool = False) -> str | None:
     """Say why the numba backend cannot serve a call: its devices and dtypes."""
     if not HAS_NUMBA:
         return "numba is not installed"
     if inputs[0].device.type != "cpu":
         return f"it runs on the CPU, the tensors are on {inputs[0].device}"
-    if inputs[0].dtype not in (torch.float32, torch.float64):
-        return f"it computes in float32 and float64, not in {inputs[0].dtype}"
-    return None
+    if inputs[0].dtype in (torch.float32, torch.float64) or (complex_too and inputs[0].dtype.is_complex):
+        return None
+    return f"it does not compute in {inputs[0].dtype}"
 
 
 def numba_pays(inputs: Inputs, *_: Any) -> bool:

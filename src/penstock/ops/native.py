@@ -6,7 +6,7 @@ The kernels of an operation are in its module `numba_cpu`, which is imported at 
     backward(inputs, state, marks, offsets, grad of output, grad of last state, *options) -> grads of inputs and state
     shapes(inputs, state, keep) -> shapes of output and marks
 
-Marks are what the forward pass leaves for the backward one, and empty unless `keep`.
+Marks are what the forward pass leaves for the backward one, and empty unless `keep`; it may be the output that is left.
 """
 
 import importlib
@@ -26,13 +26,14 @@ BACKWARD = (
 )
 
 
-def native(operation: str, reference: Call, flops: Callable[..., tuple[int, int]]) -> Call:
+def native(operation: str, reference: Call, flops: Callable[..., tuple[int, int]], *, output_is_mark: bool = False) -> Call:
     """Make the kernels of an operation a backend.
 
     Args:
         operation: its name, and that of its folder.
         reference: the backend that second derivatives are taken of.
         flops: from the shapes of the inputs to the operations of a forward and of a backward pass.
+        output_is_mark: the backward pass gets the output in place of marks.
     """
 
     def kernels() -> Any:
@@ -61,7 +62,7 @@ def native(operation: str, reference: Call, flops: Callable[..., tuple[int, int]
 
     def remember(ctx: Any, inputs: Any, output: Any) -> None:
         tensors, state, offsets, ctx.options, _ = inputs
-        ctx.save_for_backward(*tensors, state, output[2], offsets)
+        ctx.save_for_backward(*tensors, state, output[0 if output_is_mark else 2], offsets)
         ctx.mark_non_differentiable(output[2])
 
     def differentiated(ctx: Any, grad: Tensor, grad_last: Tensor, _: Any) -> Any:
@@ -70,7 +71,8 @@ def native(operation: str, reference: Call, flops: Callable[..., tuple[int, int]
             grads = differentiate(reference, tuple(inputs), state, (offsets, *ctx.options), (grad, grad_last))
         else:
             grads = backward(inputs, state, marks, offsets, ctx.options, grad, grad_last)
-        return list(grads[:-1]), grads[-1], None, None, None
+        no_grads = None if ctx.options else []  # an empty list counts as one of tensors
+        return list(grads[:-1]), grads[-1], None, no_grads, None
 
     forward.register_autograd(differentiated, setup_context=remember)
     for which, name in enumerate((operation, f"{operation}_backward")):

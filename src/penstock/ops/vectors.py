@@ -235,3 +235,49 @@ def combine(start, factors, t, first, rows):  # noqa: ANN001, ANN201
     """Add four rows to `start`, each times its factor `factors[t, first + row]`."""
     start = start + factors[t, first] * rows[0] + factors[t, first + 1] * rows[1]
     return start + factors[t, first + 2] * rows[2] + factors[t, first + 3] * rows[3]
+
+
+def _shuffle(lane: Callable[[int], int], doc: str) -> Any:
+    """Make a function that fills each lane of a vector from the lane that `lane` says."""
+
+    @intrinsic
+    def apply(_: Any, vector: Any) -> Any:
+        def generate(context: Any, builder: Any, _: Any, args: Any) -> Any:
+            mask = ir.Constant(ir.VectorType(ir.IntType(32), vector.lanes), [lane(i) for i in range(vector.lanes)])
+            return builder.shuffle_vector(args[0], ir.Constant(context.get_value_type(vector), ir.Undefined), mask)
+
+        return vector(vector), generate
+
+    apply.__doc__ = doc
+    return apply
+
+
+real = _shuffle(
+    lambda i: i - i % 2, "Return a vector of complex numbers with each imaginary part replaced by the real part."
+)
+imag = _shuffle(
+    lambda i: i - i % 2 + 1, "Return a vector of complex numbers with each real part replaced by the imaginary part."
+)
+swap = _shuffle(lambda i: i ^ 1, "Return a vector of complex numbers with real and imaginary parts changed round.")
+
+
+@intrinsic
+def signs(_: Any, vector: Any) -> Any:
+    """Return a vector of -1 and 1 by turns."""
+    return vector(vector), lambda context, *_: ir.Constant(context.get_value_type(vector), [-1.0, 1.0] * (vector.lanes // 2))
+
+
+@njit(inline="always")
+def multiply_add(a, x, y, paired):  # noqa: ANN001, ANN201
+    """Return `a * x + y`, of complex numbers where lanes are `paired`."""
+    if paired:
+        return y + real(a) * x + imag(a) * (signs(a) * swap(x))
+    return a * x + y
+
+
+@njit(inline="always")
+def conjugate_multiply_add(a, x, y, paired):  # noqa: ANN001, ANN201
+    """Return `conj(a) * x + y`, of complex numbers where lanes are `paired`."""
+    if paired:
+        return y + real(a) * x - imag(a) * (signs(a) * swap(x))
+    return a * x + y
