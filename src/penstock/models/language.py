@@ -47,7 +47,6 @@ class LanguageModel(SequenceModel):
     ) -> None:
         super().__init__()
         place = {"device": device, "dtype": dtype}
-        self.vocabulary, self.dim = vocabulary, dim
         self.embedding = nn.Embedding(vocabulary, dim, **place)
         self.add_blocks(dim, layers, mixer, channel, dropout, place)
         self.head = None if tied else nn.Linear(dim, vocabulary, bias=False, **place)

@@ -49,6 +49,7 @@ class SequenceModel(nn.Module, metaclass=MechanismType):
     """A stack of blocks between an input and an output that the subclasses add."""
 
     kind: ClassVar[str]
+    dim: int
     arguments: Mapping[str, Any]
     layers: nn.ModuleList
 
@@ -61,7 +62,7 @@ class SequenceModel(nn.Module, metaclass=MechanismType):
         self, dim: int, layers: int, mixer: Socket, channel: Socket, dropout: float, place: Mapping[str, Any]
     ) -> None:
         """Build the blocks and the norm after them."""
-        who = type(self).__name__
+        self.dim, who = dim, type(self).__name__
         mixers = fill(f"{who}: mixer", mixer, SequenceMixer, dim, layers, place)
         channels = fill(f"{who}: channel", channel, ChannelMixer, dim, layers, place)
         if None in mixers:
@@ -72,17 +73,18 @@ class SequenceModel(nn.Module, metaclass=MechanismType):
         self.dropout = nn.Dropout(dropout)
 
     def initialize(self) -> None:
-        """Draw the weights of every linear map and embedding as GPT-2 does.
+        """Draw the weights of every linear map and embedding as GPT-2 does, at the scale of this model's width.
 
-        The standard deviation is 0.02, and less by the square root of the number of residual branches for the maps called
-        `out`, which write into the stream. Biases, other parameters, and maps that a mechanism has set to zero stay as the
-        mechanism set them.
+        The standard deviation is GPT-2's 0.02 at its width of 768 and goes with the inverse root of the width; for the maps
+        called `out`, which write into the stream, it is less by the root of the number of residual branches. Biases, other
+        parameters, and maps that a mechanism has set to zero stay as the mechanism set them.
         """
         branches = sum(1 if block.channel is None else 2 for block in self.blocks())
+        std = 0.02 * (768 / self.dim) ** 0.5
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding) and (module.weight.is_meta or module.weight.any()):
                 into_stream = name.startswith("layers.") and name.endswith(".out")
-                nn.init.normal_(module.weight, std=0.02 / branches**0.5 if into_stream else 0.02)
+                nn.init.normal_(module.weight, std=std / branches**0.5 if into_stream else std)
 
     def blocks(self) -> list[Block]:
         """Return the blocks, first to last."""
