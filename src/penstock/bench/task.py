@@ -62,8 +62,13 @@ class Task(ABC):
     @classmethod
     def create(cls, **options: Any) -> "Task":
         """Build the task; an unknown or unacceptable option is a `ConfigError` that names task and option."""
-        bind(cls, cls.card.name, (), options)
+        bind(cls, _name(cls), (), options)
         return cls(**options)
+
+    @property
+    def name(self) -> str:
+        """The name in the catalogue, or the class name where there is no card."""
+        return _name(type(self))
 
     @property
     def higher_is_better(self) -> bool:
@@ -85,6 +90,11 @@ class Task(ABC):
     def score(self, loss: float, accuracy: float) -> float:
         """Return the metric from the mean loss in nats and the share of right answers."""
         return accuracy if self.metric == "accuracy" else loss / math.log(2)
+
+
+def _name(cls: type[Task]) -> str:
+    card = getattr(cls, "card", None)
+    return card.name if card else cls.__name__
 
 
 class DrawnTask(Task):

@@ -3,9 +3,9 @@ import time
 import pytest
 import torch
 
-from penstock.bench.task import IGNORE, Batch, judge, loss_of
+from penstock.bench.task import IGNORE, Batch, DrawnTask, judge, loss_of
 from penstock.bench.tasks import get_task, names
-from penstock.core import ConfigError
+from penstock.core import ConfigError, Size
 from penstock.core.catalogue import cards
 
 SETTINGS = {
@@ -82,8 +82,23 @@ def test_an_unknown_task_is_named_with_the_nearest():
         get_task("penstock.bench.task:Batch")
 
 
+class Constant(DrawnTask):
+    def __init__(self, length: Size = 4) -> None:
+        self.length, self.held_out = length, 3
+
+    def draw(self, rng, size, split):
+        return Batch(torch.zeros(size, self.length), torch.zeros(size))
+
+    def floors(self):
+        return {}
+
+
 def test_a_user_can_bring_a_task():
-    assert get_task("penstock.bench.tasks.mqar:MQAR", pairs=2).pairs == 2
+    task = get_task(f"{__name__}:Constant", length=2)
+    assert task.name == "Constant"
+    assert [len(batch.inputs) for batch in task.evaluation("test", 2)] == [2, 1]
+    with pytest.raises(ConfigError, match="Constant: length must be an integer of at least 1, got 0"):
+        get_task(f"{__name__}:Constant", length=0)
 
 
 def test_loss_and_judgement_leave_out_what_is_not_asked():
