@@ -110,12 +110,17 @@ def leaderboard(task: str, rows: Iterable[Mapping[str, Any]], *, higher_is_bette
                 "task": task,
                 "mechanism": name,
                 "mean": means.get(name),
-                "ci95": stats.interval(list(values.values())),
+                "ci95": ends(stats.interval(list(values.values()))),
                 "rank": places.get(name),
                 "diff": apart[0] if apart else None,
-                "diff_ci95": apart[1] if apart else None,
+                "diff_ci95": ends(apart[1]) if apart else None,
                 "seeds": len(values),
                 "failed": failed[name],
             }
         )
     return board
+
+
+def ends(interval: tuple[float, float] | None) -> list[float] | None:
+    """Return an interval as JSON has it."""
+    return list(interval) if interval else None

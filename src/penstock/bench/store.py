@@ -73,18 +73,29 @@ def opened(out: Path, study: Study, command: str, note: Callable[[str], None]) -
     try:
         out.mkdir(parents=True, exist_ok=True)
         with alone(out):
-            check_same(out, study)
+            check_same(out, study, note)
             record.write_json(out / "study.json", {"study": out.name, **study.plain(), "command": command})
             store = Store(out, note)
             store.forget_failures()
             yield store
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise DataError(f"{error.filename or out}: {error.strerror or error}; what was finished is kept") from error
 
 
-def check_same(out: Path, study: Study) -> None:
-    """Raise a `ConfigError` if the folder holds another study, or anything else."""
-    held = held_study(out)
+def check_same(out: Path, study: Study, note: Callable[[str], None]) -> None:
+    """Raise a `ConfigError` if the folder holds another study, or anything else.
+
+    A `study.json` that cannot be read is set aside: each record says for itself what it is of.
+    """
+    try:
+        held = held_study(out)
+    except DataError as error:
+        (out / "set-aside").mkdir(exist_ok=True)
+        (out / "study.json").replace(out / "set-aside" / "study.json")
+        note(f"{error}; it is now in {out / 'set-aside'}")
+        return
     if held is None:
         foreign = [path.name for path in out.iterdir() if path.name not in (".lock", ".workers", ".study.json.partial")]
         if foreign:
@@ -103,7 +114,7 @@ def held_study(out: Path) -> Mapping[str, Any] | None:
     try:
         return dict(json.loads(path.read_text("utf-8")))
     except (ValueError, TypeError) as error:
-        raise DataError(f"{path} cannot be read: {error}; mend it, or choose another folder") from error
+        raise DataError(f"{path} cannot be read: {error}") from error
 
 
 def records(out: Path) -> Iterable[dict[str, Any]]:

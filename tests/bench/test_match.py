@@ -1,0 +1,84 @@
+from dataclasses import replace
+
+import pytest
+from comparison_stubs import study
+from penstock.bench import match
+from penstock.bench.choice import Choice
+from penstock.bench.cost import operations, parameters
+from penstock.bench.study import build_task, resolve
+from penstock.core import ConfigError
+from penstock.models import build_model
+
+NAMES = ["attention", "gated-attention", "gla", "hgrn", "gam", "geglu", "ffn"]
+
+
+@pytest.fixture(scope="module")
+def wanted():
+    return resolve(NAMES, ["mqar,vocabulary=32,length=16,pairs=2"], preset="quick", dim=32, device="cpu")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("what", ["params", "flops"])
+def test_sizes_match_within_two_percent_and_only_a_large_mixer_narrows_its_model(wanted, name, what):
+    same = replace(wanted, match=what)
+    task = build_task(same.tasks[0])
+    target = match.reference_size(same, task)
+    sized = match.fit(same, task, Choice.parse(name, "mechanism"), target)
+    model = build_model(sized.spec)
+    assert parameters(model) == sized.params
+    assert abs(getattr(sized, what) - target) <= 0.02 * target
+    assert (sized.spec["dim"] == 32) == (name != "gam")
+
+
+def test_a_mixer_too_large_for_its_width_gets_a_narrower_model():
+    wide = study("Plain", dim=32)
+    task = build_task(wide.tasks[0])
+    choice = Choice.parse("attention", "mechanism")
+    target = match.reference_size(wide, task) // 3
+    sized = match.fit(wide, task, choice, target)
+    assert sized.spec["dim"] < 32
+    assert abs(sized.params - target) <= 0.02 * target
+
+
+def test_a_hidden_width_of_the_users_own_leaves_the_residual_width():
+    wanted = resolve(["swiglu,hidden=8"], ["mqar,vocabulary=32,length=16,pairs=2"], dim=32, device="cpu")
+    task = build_task(wanted.tasks[0])
+    target = match.reference_size(wanted, task)
+    sized = match.fit(wanted, task, wanted.mechanisms[0], target)
+    assert sized.spec["channel"] == {"mechanism": "swiglu", "hidden": 8}
+    assert sized.spec["dim"] > 32
+    assert abs(sized.params - target) <= 0.02 * target
+
+
+def test_impossible_sizes_are_an_error_that_says_how_far_off():
+    small = study("Plain")
+    task = build_task(small.tasks[0])
+    with pytest.raises(ConfigError, match="no width gives 10 parameters to within 2%"):
+        match.fit(small, task, small.mechanisms[0], 10)
+
+
+def test_operations_of_a_linear_map_and_an_activation():
+    from torch import nn
+
+    class Known(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.map = nn.Embedding(5, 4), nn.Linear(4, 6, bias=False)
+
+        def forward(self, x):
+            return self.map(self.embedding(x)).relu()
+
+    task = build_task(study("Plain").tasks[0])
+    assert operations(Known(), task) == 2 * 4 * 6 + 6
+
+
+def test_counting_leaves_the_random_numbers_alone():
+    import torch
+
+    small = study("Plain")
+    task = build_task(small.tasks[0])
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    match.reference_size(small, task)
+    assert torch.equal(torch.rand(2), expected)
