@@ -12,15 +12,17 @@ import inspect
 import json
 import re
 import shutil
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
+from inspect import Parameter
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from latex2mathml.converter import convert
 
-from penstock.cli.show import arguments_of, link
+from penstock.cli.show import arguments_of, link, signature_of
 from penstock.core.card import TRAITS, Card
 from penstock.core.catalogue import CONTRACTS, cards, get, index
 from penstock.core.papers import Paper, papers
@@ -41,26 +43,37 @@ def mathml(latex: str, display: str = "block") -> str:
     return result
 
 
+def displayed(latex: str) -> str:
+    """Return a displayed equation, in pieces that may stand below one another where there is no room beside."""
+    pieces = re.split(r"\\qquad", latex)
+    if any(piece.count("{") != piece.count("}") or piece.count(r"\begin") != piece.count(r"\end") for piece in pieces):
+        pieces = [latex]
+    return f'\n\n<div class="equation">{"".join(mathml(piece) for piece in pieces)}</div>\n\n'
+
+
 def prose(text: str) -> str:
     """Return a docstring as Markdown: displayed and inline equations become MathML, the sections after the text go."""
     text = re.split(r"^(?:Args|Returns|Raises|Yields|Attributes):$", text, maxsplit=1, flags=re.MULTILINE)[0].strip()
-    text = re.sub(r"\$\$(.+?)\$\$", lambda m: f'\n\n<div class="equation">{mathml(m[1])}</div>\n\n', text, flags=re.DOTALL)
+    text = re.sub(r"\$\$(.+?)\$\$", lambda m: displayed(m[1]), text, flags=re.DOTALL)
     return re.sub(r"(?<![$\\`])\$([^$`]+?)\$", lambda m: mathml(m[1], "inline"), text)
 
 
 def body(card: Card, thing: Any) -> str:
-    """Return the docstring of an entry; where it has no equation, the one it shares with its file follows."""
-    text = inspect.cleandoc(thing.__doc__ or "")
-    if card.equation and "$$" not in text:
-        first, _, rest = text.partition("\n\n")
-        text = f"{first}\n\n$$ {card.equation} $$\n\n{rest}"
-    return prose(text)
+    """Return the docstring of an entry, and what its file says of what all in it share: the equation, the base class."""
+    first, _, rest = inspect.cleandoc(thing.__doc__ or "").partition("\n\n")
+    shared = [sys.modules[thing.__module__]] if card.equation and "$$" not in rest else []
+    bases = [base for base in getattr(thing, "__mro__", ())[1:] if base.__module__ == thing.__module__]
+    beyond = [inspect.cleandoc(part.__doc__ or "").partition("\n\n")[2] for part in (*shared, *bases)]
+    return "\n\n".join(prose(text) for text in (first, *beyond, rest))
 
 
 def call(card: Card, thing: Any) -> str:
     """Return the constructor or function with its defaults, as it would be typed."""
-    parts = [a.name + (f"={a.default}" if a.default else "") for a in arguments_of(thing)]
-    return f"{card.symbol.rpartition('.')[2]}({', '.join(parts)})"
+    form = signature_of(thing)
+    bare = [parameter.replace(annotation=Parameter.empty) for parameter in form.parameters.values()]
+    symbol = card.symbol.rpartition(".")[2]
+    line = symbol + str(form.replace(parameters=bare, return_annotation=Parameter.empty))
+    return line if len(line) <= 80 else line.replace("(", "(\n    ", 1).replace(", ", ",\n    ")[:-1] + ",\n)"
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 VERBS = {
     "cite": "penstock.cli.cite:cite",
+    "compare": "penstock.cli.compare:compare",
     "doctor": "penstock.cli.doctor:doctor",
     "list": "penstock.cli.list:list_entries",
     "new": "penstock.cli.new:new",
@@ -32,7 +33,7 @@ def application() -> "App":
         help="Gates in neural networks: find them, compare them, watch them.",
         version=penstock.__version__,
         default_parameter=Parameter(negative=()),
-        help_format="plaintext",
+        help_format="markdown",
         suppress_keyboard_interrupt=False,
         result_action="return_value",
     )

@@ -39,8 +39,8 @@ def show(name: str, /, *, measure: bool = False) -> None:
 
 def describe(card: Card, thing: Any) -> str:
     """Return the whole description as text."""
-    paper = papers()[card.paper]
-    source = [f"{paper.title}, {paper.year}", card.at, link(paper)]
+    paper = papers().get(card.paper)  # a user's own gate may cite what the library does not
+    source = [f"{paper.title}, {paper.year}" if paper else card.paper, card.at, link(paper) if paper else ""]
     parts = [f"{card.name}: {card.contract} in {card.room}\n{card.description}\n"]
     if card.equation:
         parts.append(section("Equation", card.equation))
@@ -68,11 +68,17 @@ def link(paper: Paper) -> str:
     return paper.url or (f"https://arxiv.org/abs/{paper.arxiv}" if paper.arxiv else "")
 
 
+def signature_of(thing: Any) -> inspect.Signature:
+    """Return the signature of a constructor, without `self`, or of a function."""
+    from penstock.core.arguments import signature
+
+    return signature(thing) if inspect.isclass(thing) else inspect.signature(thing)
+
+
 def arguments_of(thing: Any) -> list[Argument]:
     """Return the arguments of a constructor or function, with defaults, what is accepted, and what they mean."""
-    from penstock.core.arguments import annotations, signature, words
+    from penstock.core.arguments import annotations, words
 
-    form = signature(thing) if inspect.isclass(thing) else inspect.signature(thing)
     hints = annotations(thing.__init__ if inspect.isclass(thing) else thing)
     meanings = _meanings(thing)
     return [
@@ -82,7 +88,7 @@ def arguments_of(thing: Any) -> list[Argument]:
             "" if hints.get(parameter.name, Any) is Any else words(hints[parameter.name]),
             meanings.get(parameter.name, ""),
         )
-        for parameter in form.parameters.values()
+        for parameter in signature_of(thing).parameters.values()
     ]
 
 
