@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +37,13 @@ HEADER = 2
 _Entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
+class FirstCall(NamedTuple):
+    """What the first call of a kernel cost: the seconds until it could run, and whether it had been compiled before."""
+
+    seconds: float
+    from_cache: bool
+
+
 class Kernel:
     """A function of one pointer, compiled for the types of its arguments and run by as many threads as torch uses.
 
@@ -44,7 +51,7 @@ class Kernel:
         function: the kernel, a function of a module.
     """
 
-    compiled: dict[str, float] = {}  # noqa: RUF012 - one record for the process: kernel -> seconds to compile or to load
+    first_calls: ClassVar[dict[str, FirstCall]] = {}
 
     def __init__(self, function: Callable[[Any], None]) -> None:
         self.function = function
@@ -88,7 +95,7 @@ class Kernel:
         except RuntimeError:  # there is no folder to keep compiled code in
             native = numba.cfunc(signature, error_model="numpy")(self.function)
         name = f"{self.function.__module__}.{self.function.__name__}"
-        self.compiled[name] = self.compiled.get(name, 0.0) + time.perf_counter() - start
+        self.first_calls.setdefault(name, FirstCall(time.perf_counter() - start, native.cache_hits > 0))
         address: Any = native.address
         return address, _Entry(address)
 

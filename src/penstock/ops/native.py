@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from penstock.ops.calls import Call, Inputs, differentiate
 
@@ -24,6 +23,8 @@ BACKWARD = (
     "(Tensor[] inputs, Tensor state, Tensor marks, Tensor? offsets, float[] options, Tensor grad, Tensor grad_last)"
     " -> Tensor[]"
 )
+
+FLOPS: dict[str, Callable[..., tuple[int, int]]] = {}
 
 
 def native(operation: str, reference: Call, flops: Callable[..., tuple[int, int]], *, output_is_mark: bool = False) -> Call:
@@ -39,15 +40,19 @@ def native(operation: str, reference: Call, flops: Callable[..., tuple[int, int]
     def kernels() -> Any:
         return importlib.import_module(f"penstock.ops.{operation}.numba_cpu")
 
-    @torch.library.custom_op(f"penstock::{operation}", mutates_args=(), device_types="cpu", schema=FORWARD)
-    def forward(inputs: Any, state: Any, offsets: Any, options: Any, keep: Any) -> Any:
+    name = f"penstock::{operation}"
+    torch.library.define(name, FORWARD)
+    torch.library.define(f"{name}_backward", BACKWARD)
+
+    @torch.library.impl(name, "cpu")
+    def _(inputs: Any, state: Any, offsets: Any, options: Any, keep: Any) -> Any:
         return kernels().forward(inputs, state, offsets, keep, *options)
 
-    @torch.library.custom_op(f"penstock::{operation}_backward", mutates_args=(), device_types="cpu", schema=BACKWARD)
-    def backward(inputs: Any, state: Any, marks: Any, offsets: Any, options: Any, *grads: Any) -> Any:
+    @torch.library.impl(f"{name}_backward", "cpu")
+    def _(inputs: Any, state: Any, marks: Any, offsets: Any, options: Any, *grads: Any) -> Any:
         return list(kernels().backward(inputs, state, marks, offsets, *grads, *options))
 
-    @forward.register_fake
+    @torch.library.register_fake(name)
     def _(inputs: Any, state: Any, _: Any, __: Any, keep: Any) -> Any:
         output, marks = kernels().shapes(inputs, state, keep)
         return (
@@ -56,7 +61,7 @@ def native(operation: str, reference: Call, flops: Callable[..., tuple[int, int]
             state.new_empty(marks),
         )
 
-    @backward.register_fake
+    @torch.library.register_fake(f"{name}_backward")
     def _(inputs: Any, state: Any, *_: Any) -> Any:
         return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (*inputs, state)]
 
@@ -74,12 +79,10 @@ def native(operation: str, reference: Call, flops: Callable[..., tuple[int, int]
         no_grads = None if ctx.options else []  # an empty list counts as one of tensors
         return list(grads[:-1]), grads[-1], None, no_grads, None
 
-    forward.register_autograd(differentiated, setup_context=remember)
-    for which, name in enumerate((operation, f"{operation}_backward")):
-
-        @register_flop_formula(getattr(torch.ops.penstock, name))
-        def _(inputs: Any, *_: Any, which: int = which, **__: Any) -> int:
-            return flops(*inputs)[which]
+    torch.library.register_autograd(name, differentiated, setup_context=remember)
+    forward = getattr(torch.ops.penstock, operation).default
+    backward = getattr(torch.ops.penstock, f"{operation}_backward").default
+    FLOPS[operation] = flops
 
     def call(inputs: Inputs, state: Tensor, offsets: Tensor | None, *options: float) -> tuple[Tensor, Tensor]:
         keep = torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs, state))
@@ -87,3 +90,21 @@ def native(operation: str, reference: Call, flops: Callable[..., tuple[int, int]
         return o, last
 
     return call
+
+
+def register_flops() -> None:
+    """Tell torch's FLOP counters what the kernels do; those made before know nothing of it.
+
+    It is not done on import, because torch's counter is slow to import where Triton is installed.
+    """
+    from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+    for operation, flops in FLOPS.items():
+        for which, name in enumerate((operation, f"{operation}_backward")):
+            packet = getattr(torch.ops.penstock, name)
+            if packet not in flop_registry:
+                register_flop_formula(packet)(_formula(flops, which))
+
+
+def _formula(flops: Callable[..., tuple[int, int]], which: int) -> Callable[..., int]:
+    return lambda inputs, *_, **__: flops(*inputs)[which]

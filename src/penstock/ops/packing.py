@@ -36,7 +36,7 @@ def pack(x: Tensor) -> Tensor:
 
 def unpack(x: Tensor, like: Tensor) -> Tensor:
     """Return `(B * T, H, D)` in the shape of `like`."""
-    return x[..., : like.shape[-1]].reshape(like.shape)
+    return x[..., : like.shape[-1]].reshape(like.shape).contiguous()
 
 
 def lanes_for(size: int, dtype: torch.dtype, heads: int | None = None) -> int:

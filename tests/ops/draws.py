@@ -1,0 +1,53 @@
+"""Calls of every operation, drawn at random: decays near 0 and 1, and exactly 0 and 1."""
+
+import torch
+import torch.nn.functional as F
+
+
+def log_decays(*shape, dtype):
+    """Log decays of all strengths, some of them of 1 and some of 0."""
+    g = F.logsigmoid(torch.randn(shape, dtype=dtype)) * 10 ** torch.empty(shape, dtype=dtype).uniform_(-3, 2)
+    g[:, 2::5] = 0
+    g[:, 3::9] = -torch.inf
+    return g
+
+
+def linear_recurrence(batch, time, size, dtype, sequences):
+    a = log_decays(batch, time, *size, dtype=torch.float64).exp()
+    if dtype.is_complex:
+        a = torch.polar(a, torch.randn_like(a))
+    return {"a": a.to(dtype), "b": torch.randn(batch, time, *size, dtype=dtype)}, torch.randn(sequences, *size, dtype=dtype)
+
+
+def gated_linear_attention(batch, time, size, dtype, sequences, *, per_channel=True):
+    heads, key, value = size
+    q, k = torch.randn(2, batch, time, heads, key, dtype=dtype)
+    decay = log_decays(batch, time, heads, key if per_channel else 1, dtype=dtype)
+    inputs = {"q": q, "k": k, "v": torch.randn(batch, time, heads, value, dtype=dtype), "log_decay": decay}
+    return inputs, torch.randn(sequences, heads, key, value, dtype=dtype)
+
+
+def gated_linear_attention_by_head(*args):
+    return gated_linear_attention(*args, per_channel=False)
+
+
+DRAWS = {
+    "linear_recurrence": linear_recurrence,
+    "gated_linear_attention": gated_linear_attention,
+    "gated_linear_attention_by_head": gated_linear_attention_by_head,
+}
+SIZES = {
+    "linear_recurrence": [(5,), (3, 37), (96,), (130,)],
+    "gated_linear_attention": [(1, 16, 16), (2, 5, 3), (1, 64, 20), (3, 20, 64)],
+}
+
+
+def sizes(case):
+    return next(SIZES[name] for name in SIZES if case.startswith(name))
+
+
+def draw(case, batch, time, size, dtype=torch.float64, sequences=None):
+    """Return the operation's name, its tensors by name that want gradients, `initial_state` among them."""
+    inputs, state = DRAWS[case](batch, time, size, dtype, batch if sequences is None else sequences)
+    inputs["initial_state"] = state
+    return case.split("_by_")[0], {name: x.requires_grad_() for name, x in inputs.items()}
