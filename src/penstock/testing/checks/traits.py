@@ -66,6 +66,8 @@ def check_steps(cls: type[Mechanism]) -> None:
     """One token at a time, or in pieces with the state handed over, equals the whole; a state is left as it was given."""
     module = make(cls)
     with torch.no_grad():
+        sizes = [leaf.shape[0] if leaf.dim() else None for leaf in tensors(module.init_state(3, dtype=torch.float64))]
+        expect(all(size == 3 for size in sizes), f"the state's tensors begin with {sizes} instead of the batch of 3")
         for time in LENGTHS:
             (x,) = draw(module, time=time)
             whole = module(x)
@@ -75,8 +77,6 @@ def check_steps(cls: type[Mechanism]) -> None:
         (x,) = draw(module, time=7)
         whole, state = module(x), module.init_state(2, dtype=x.dtype)
         for t in range(7):
-            sizes = [leaf.shape[0] if leaf.dim() else None for leaf in tensors(state)]
-            expect(all(size == 2 for size in sizes), f"the state's tensors begin with {sizes} instead of the batch of 2")
             copies = [leaf.clone() for leaf in tensors(state)]
             y, later = module.step(x[:, t], state)
             same(y, whole[:, t], f"step {t}")
@@ -114,7 +114,10 @@ def check_stochastic(cls: type[Mechanism]) -> None:
     """In training, two calls with the same input differ."""
     inputs = draw(make(cls))
     one, other = (run(make(cls, training=True), inputs, seed=seed) for seed in (1, 2))
-    expect(any(not torch.equal(a, b) for a, b in zip(one, other, strict=True)), "two calls in training give the same")
+    expect(
+        any(not torch.equal(a, b) for a, b in zip(one, other, strict=True)),
+        "a call in training repeats itself with another seed",
+    )
 
 
 @both_ways("identity-at-init", "Activation", "ChannelMixer", "SequenceMixer", "ImageMixer", "Skip")

@@ -1,0 +1,139 @@
+"""Watching every gate of a model while it runs."""
+
+import sys
+from contextlib import ExitStack
+from os import PathLike
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from penstock.core import ConfigError, Gate, Mechanism
+from penstock.core.errors import unknown
+from penstock.inspect.page import write_page
+from penstock.inspect.rows import Table
+from penstock.inspect.statistics import Statistics
+
+
+class Watch:
+    """What is seen of the gates of a model, between entering it and leaving it; made by `watch`."""
+
+    def __init__(self, model: nn.Module, *, every: int, keep: bool, compiled: bool) -> None:
+        self.model, self.every, self.keep, self.compiled = model, every, keep, compiled
+        self._seen: dict[Gate, Statistics] = {}
+        self._open: ExitStack | None = None
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was seen."""
+        if self._open:
+            raise ConfigError("watch: clear what was seen before entering or after leaving, not while watching")
+        self._seen = {gate: self._statistics(path) for path, gate in gates_of(self.model).items()}
+
+    def _statistics(self, path: str) -> Statistics:
+        owner, stated = owner_of(self.model, path)
+        near = [*(owner or self.model).parameters(), *self.model.parameters(), *self.model.buffers()]
+        return Statistics(
+            path,
+            owner.name if owner else "",
+            stated,
+            shares=owner is not None and owner.card.contract == "Router",
+            device=near[0].device if near else torch.device("cpu"),
+            every=self.every,
+            keep=self.keep,
+        )
+
+    def __enter__(self) -> Self:
+        if self._open:
+            raise ConfigError("watch: already watching; for a second view of the model, call watch again")
+        self._open = ExitStack()
+        was_loaded = "torch._dynamo" in sys.modules
+        if was_loaded and not self.compiled:
+            self._open.enter_context(torch.compiler.set_stance("force_eager"))
+        if self.compiled:
+            torch.compiler.reset()
+        if self.compiled or not was_loaded:
+            self._open.callback(_forget_compiled)
+        for gate, statistics in self._seen.items():
+            self._open.callback(gate.register_forward_hook(statistics.see).remove)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._open:
+            self._open.close()
+        self._open = None
+
+    def table(self) -> Table:
+        """Return a row for each gate that was called; it prints as a table."""
+        rows = [statistics.row() for statistics in self._seen.values()]
+        return Table([row for row in rows if row])
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the table as plain data, ready for JSON."""
+        return [row.as_dict() for row in self.table()]
+
+    def values(self, path: str) -> Tensor:
+        """Return what passed a gate at its latest call, where `watch` was asked to keep it."""
+        by_path = {statistics.path: statistics for statistics in self._seen.values()}
+        if path not in by_path:
+            raise ConfigError(f"watch: {unknown('gate', path, by_path)}")
+        if not self.keep:
+            raise ConfigError("watch: values are kept by watch(model, keep=True) only")
+        last = by_path[path].last
+        if last is None:
+            raise ConfigError(f"watch: the gate {path!r} was not called")
+        return last
+
+    def report(self, path: str | PathLike[str]) -> None:
+        """Write what was seen to one HTML file that needs no other; a file that is there is replaced at once or not at all.
+
+        Raises:
+            DataError: where the file cannot be written.
+        """
+        write_page(self.table(), path)
+
+
+def watch(model: nn.Module, *, every: int = 1, keep: bool = False, compiled: bool = False) -> Watch:
+    """Watch every gate of a model, whatever the model, inside a `with` block.
+
+    A hook on each `Gate` adds up statistics on the gate's device and reads none of them until they are asked for. The hooks
+    are gone after the block, however it ends.
+
+    What `torch.compile` has compiled does not look for hooks that came later. So compiled code is passed over and the model
+    runs eagerly inside the block; afterwards it is used again as it was. A long watch of a compiled model does better with
+    `compiled=True`, which forgets all compiled code of the process on entering and on leaving and compiles the hooks in.
+
+    Args:
+        model: any module.
+        every: look at one row in so many, a row being all but the last axis; 17 costs next to nothing, and as a number
+            that divides few lengths it does not fall on the same positions of every sequence.
+        keep: keep what passed each gate at its latest call, for `values`.
+        compiled: compile the hooks in, instead of running eagerly.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"watch: model must be a torch module, got {type(model).__name__}")
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise ConfigError(f"watch: every must be an integer of at least 1, got {every!r}")
+    return Watch(model, every=every, keep=keep, compiled=compiled)
+
+
+def gates_of(model: nn.Module) -> dict[str, Gate]:
+    """Return the gates of a model by path; one that is shared stands under its first path."""
+    return {path: part for path, part in model.named_modules() if isinstance(part, Gate)}
+
+
+def owner_of(model: nn.Module, path: str) -> tuple[Mechanism | None, str]:
+    """Return the innermost mechanism whose card lists the gate at `path`, and the range its card states."""
+    steps = path.split(".")
+    for depth in range(len(steps) - 1, -1, -1):
+        part = model.get_submodule(".".join(steps[:depth]))
+        card = getattr(type(part), "card", None)
+        if isinstance(part, Mechanism) and card and (stated := card.gates.get(".".join(steps[depth:]))):
+            return part, stated
+    return None, ""
+
+
+def _forget_compiled() -> None:
+    """Forget compiled code, if there can be any."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
