@@ -31,12 +31,28 @@ def gated_linear_attention_by_head(*args):
     return gated_linear_attention(*args, per_channel=False)
 
 
+def gated_delta_rule(batch, time, size, dtype, sequences, *, per_channel=False):
+    inputs, state = gated_linear_attention(batch, time, size, dtype, sequences, per_channel=per_channel)
+    inputs["k"] = F.normalize(inputs["k"], dim=-1)
+    beta = torch.rand(inputs["k"].shape[:3], dtype=dtype)
+    beta[:, ::7] = 0
+    beta[:, 1::8] = 1
+    return {**inputs, "beta": beta}, state
+
+
+def gated_delta_rule_by_channel(*args):
+    return gated_delta_rule(*args, per_channel=True)
+
+
 DRAWS = {
+    "gated_delta_rule": gated_delta_rule,
+    "gated_delta_rule_by_channel": gated_delta_rule_by_channel,
     "linear_recurrence": linear_recurrence,
     "gated_linear_attention": gated_linear_attention,
     "gated_linear_attention_by_head": gated_linear_attention_by_head,
 }
 SIZES = {
+    "gated_delta_rule": [(1, 16, 16), (2, 5, 3), (1, 64, 20), (3, 20, 64)],
     "linear_recurrence": [(5,), (3, 37), (96,), (130,)],
     "gated_linear_attention": [(1, 16, 16), (2, 5, 3), (1, 64, 20), (3, 20, 64)],
 }

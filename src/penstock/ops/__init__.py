@@ -10,13 +10,14 @@ from typing import Any
 
 from penstock.core.backend import Operation, Verdict
 from penstock.core.errors import ConfigError, unknown
+from penstock.ops.gated_delta_rule import gated_delta_rule
 from penstock.ops.gated_linear_attention import gated_linear_attention
 from penstock.ops.linear_recurrence import linear_recurrence
 from penstock.ops.native import register_flops
 
-__all__ = ["OPERATIONS", "explain", "gated_linear_attention", "linear_recurrence", "register_flops"]
+__all__ = ["OPERATIONS", "explain", "gated_delta_rule", "gated_linear_attention", "linear_recurrence", "register_flops"]
 
-_FUNCTIONS = (gated_linear_attention, linear_recurrence)
+_FUNCTIONS = (gated_delta_rule, gated_linear_attention, linear_recurrence)
 _MODULES = {function.__name__: importlib.import_module(function.__module__) for function in _FUNCTIONS}
 OPERATIONS: dict[str, Operation] = {name: module.OPERATION for name, module in _MODULES.items()}
 

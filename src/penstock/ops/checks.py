@@ -49,6 +49,35 @@ def computing_dtype(*tensors: Tensor | None) -> torch.dtype:
     return common
 
 
+def prepare_matrix(
+    operation: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    initial_state: Tensor | None,
+    scale: float | None,
+    cu_seqlens: Tensor | None,
+) -> tuple[tuple[Tensor, ...], Tensor, Tensor | None, float]:
+    """Check what matrix states share; return it at one dtype, the decays as `(B, T, H, K)` or `(B, T, H, 1)`."""
+    check_shape(operation, "q", q, "batch time heads key")
+    batch, time, heads, key = q.shape
+    check_shape(operation, "k", k, "batch time heads key", batch=batch, time=time, heads=heads, key=key)
+    check_shape(operation, "v", v, "batch time heads value", batch=batch, time=time, heads=heads)
+    check_broadcast(operation, "log_decay", log_decay, (batch, time, heads, 1), (batch, time, heads, key))
+    sequences = check_offsets(operation, cu_seqlens, batch)
+    shape = {"batch": sequences, "heads": heads, "key": key, "value": v.shape[3]}
+    dtype = computing_dtype(q, k, v, log_decay, initial_state)
+    if initial_state is None:
+        state = q.new_zeros(tuple(shape.values()), dtype=dtype)
+    else:
+        check_shape(operation, "initial_state", initial_state, "batch heads key value", **shape)
+        state = initial_state.to(dtype)
+    width = log_decay.shape[-1] if log_decay.dim() else 1
+    decay = log_decay.to(dtype).expand(batch, time, heads, width)
+    return (q.to(dtype), k.to(dtype), v.to(dtype), decay), state, cu_seqlens, key**-0.5 if scale is None else scale
+
+
 def check_offsets(operation: str, offsets: Tensor | None, batch: int) -> int:
     """Return how many sequences there are: the batch, or as many as lie between the offsets of a packed one."""
     if offsets is None:

@@ -6,8 +6,8 @@ $$ S_t = \mathrm{Diag}(e^{g_t})\, S_{t-1} + k_t v_t^\top, \qquad o_t = s\, S_t^\
 from torch import Tensor
 
 from penstock.core.backend import Backend, Operation
-from penstock.ops.calls import numba_pays, ragged, refuse_numba, run, torch_pays
-from penstock.ops.checks import check_broadcast, check_offsets, check_shape, computing_dtype
+from penstock.ops.calls import Inputs, numba_pays, ragged, refuse_numba, run, torch_pays
+from penstock.ops.checks import prepare_matrix
 from penstock.ops.gated_linear_attention import reference, torch
 from penstock.ops.native import native
 
@@ -23,24 +23,9 @@ def prepare(
     scale: float | None = None,
     *,
     cu_seqlens: Tensor | None = None,
-) -> tuple[tuple[Tensor, ...], Tensor, Tensor | None, float]:
-    """Check a call; return its tensors at one dtype, `log_decay` as `(B, T, H, K)` or `(B, T, H, 1)`."""
-    check_shape(NAME, "q", q, "batch time heads key")
-    batch, time, heads, key = q.shape
-    check_shape(NAME, "k", k, "batch time heads key", batch=batch, time=time, heads=heads, key=key)
-    check_shape(NAME, "v", v, "batch time heads value", batch=batch, time=time, heads=heads)
-    check_broadcast(NAME, "log_decay", log_decay, (batch, time, heads, 1), (batch, time, heads, key))
-    sequences = check_offsets(NAME, cu_seqlens, batch)
-    shape = {"batch": sequences, "heads": heads, "key": key, "value": v.shape[3]}
-    dtype = computing_dtype(q, k, v, log_decay, initial_state)
-    if initial_state is None:
-        state = q.new_zeros(tuple(shape.values()), dtype=dtype)
-    else:
-        check_shape(NAME, "initial_state", initial_state, "batch heads key value", **shape)
-        state = initial_state.to(dtype)
-    width = log_decay.shape[-1] if log_decay.dim() else 1
-    decay = log_decay.to(dtype).expand(batch, time, heads, width)
-    return (q.to(dtype), k.to(dtype), v.to(dtype), decay), state, cu_seqlens, key**-0.5 if scale is None else scale
+) -> tuple[Inputs, Tensor, Tensor | None, float]:
+    """Check a call and bring it into the form of the backends."""
+    return prepare_matrix(NAME, q, k, v, log_decay, initial_state, scale, cu_seqlens)
 
 
 def flops(q: tuple[int, ...], _: tuple[int, ...], v: tuple[int, ...], __: tuple[int, ...]) -> tuple[int, int]:
