@@ -39,7 +39,10 @@ def _failure_probability(u: np.ndarray, failed: np.ndarray, at: np.ndarray) -> n
 
 
 def _level(u: np.ndarray, failed: np.ndarray, target: float, random_rate: float, mode: Mode) -> float:
-    """Return the threshold at which fully labeled records meet the target, interpolated between records."""
+    """Return the threshold at which fully labeled records meet the target, interpolated between records.
+
+    Of thresholds that do equally well it is the lowest, which asks most (for `specificity` the highest).
+    """
     wrong, right = np.sort(u[failed]), np.sort(u[~failed])
     if mode == "specificity":
         needed = target / (1 - random_rate) if random_rate < 1 else np.inf
@@ -48,8 +51,8 @@ def _level(u: np.ndarray, failed: np.ndarray, target: float, random_rate: float,
     among = len(wrong) if mode == "sensitivity" else len(u)
     if needed <= 1 - len(wrong) / among:
         return np.inf
-    reached = 1 - np.arange(len(wrong)) / among
-    return float(np.interp(needed, reached[::-1], wrong[::-1]))
+    levels = np.unique(u)[::-1]
+    return float(np.interp(needed, 1 - np.searchsorted(wrong, levels) / among, levels))
 
 
 def s_aware_threshold(
@@ -240,8 +243,13 @@ def replay_priorities(
         updates: how often the model had been updated.
         base: how fast the weights tend to 1, above 1.
         mix: share of the uncertainty, against the age ($\lambda$).
+
+    Raises:
+        DataError: if an uncertainty is below 0.
     """
     u, r, k = np.asarray(uncertainty, float), np.asarray(labels, float), np.asarray(updates, float)
+    if (u < 0).any():
+        raise DataError(f"replay_priorities: uncertainty must be at least 0, got {u[u < 0][0]:g} at {int((u < 0).argmax())}")
     u = u / (np.nanmax(u, initial=0.0) or 1.0)
     k = k / (k.max(initial=0.0) or 1.0)
     c = mix * u + (1 - mix) * (k.max(initial=0.0) - k)
@@ -259,11 +267,15 @@ def replay_sampling(
         compensation: 1 makes up for it wholly, 0 not at all.
 
     Raises:
-        DataError: if no priority is above 0.
+        DataError: if a priority is below 0, or none is above.
     """
-    powers = np.asarray(priorities, float) ** exponent
-    if not powers.sum() > 0:
-        raise DataError(f"replay_sampling: one priority at least must be above 0, got {np.asarray(priorities).tolist()}")
+    given = np.asarray(priorities, float)
+    if not ((given >= 0).all() and (given > 0).any()):
+        raise DataError(
+            f"replay_sampling: priorities must be at least 0 and one above 0, "
+            f"the least of {len(given)} is {given.min(initial=0):g}"
+        )
+    powers = given**exponent
     probabilities = powers / powers.sum()
     drawn = probabilities > 0
     weights = np.zeros_like(probabilities)

@@ -45,7 +45,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     for _ in range(60):
         middle = (low + high) / 2
         slope = ((torch.sigmoid(scores * middle.exp()) - truth) * scores).mean()
-        low, high = (middle, high) if slope < 0 else (low, middle)
+        low, high = (middle, high) if slope <= 0 else (low, middle)
     return float((-(low + high) / 2).exp())
 
 

@@ -52,7 +52,6 @@ def gumbel_softmax(
         generator: where the noise is drawn from.
     """
     _check_temperature("gumbel_softmax", temperature)
-    tiny = 1e-20
-    noise = -torch.log(-torch.log(uniform(logits, generator).clamp(min=tiny)).clamp(min=tiny))
+    noise = -torch.log(-torch.log(uniform(logits, generator)))
     soft = torch.softmax((logits + noise.to(logits.dtype)) / temperature, dim)
     return pass_gradient(top_k(soft.detach(), 1, dim), soft) if hard else soft
