@@ -159,7 +159,7 @@ def page(card: Card, can: dict[str, bool | str] | None) -> str:
     thing = get(card.name)
     tensor = card.contract in CONTRACTS
     module, _, symbol = card.symbol.rpartition(".")
-    parts = [f"# {card.name}", f"{code(card.contract)} in *{card.room}*", body(card, thing), f"Source: {cited(card)}"]
+    parts = [f"# {card.name}", f"{code(card.contract)} in *{card.room}*", body(card, thing), prose(f"Source: {cited(card)}")]
     parts += [
         "## Use",
         f"```python\nfrom {module} import {symbol}\n\n{call(card, thing)}\n```",
@@ -200,7 +200,7 @@ def catalogue() -> str:
     ]
     for room in dict.fromkeys(card.room for card in cards().values()):
         rows = [
-            (f"[{card.name}]({card.name}.md)", code(card.contract), card.description, papers()[card.paper].title)
+            (f"[{card.name}]({card.name}.md)", code(card.contract), card.description, prose(papers()[card.paper].title))
             for card in cards().values()
             if card.room == room
         ]

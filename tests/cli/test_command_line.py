@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+import penstock
 from penstock.cli import VERBS, app, flags, main
 from penstock.core.catalogue import as_rows, cards, find
 
@@ -118,7 +119,7 @@ def test_flags_tells_arguments_from_options():
 
 def test_version(capsys):
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out == "0.1.0\n"
+    assert capsys.readouterr().out == f"{penstock.__version__}\n"
 
 
 def raising(error):
