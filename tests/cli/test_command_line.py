@@ -114,7 +114,7 @@ def test_every_verb_resolves_and_has_help(capsys):
 
 def test_flags_tells_arguments_from_options():
     assert flags()["list"] == ["--contract", "--json", "--room"]
-    assert flags()["show"] == ["NAME"]
+    assert flags()["show"] == ["--measure", "NAME"]
 
 
 def test_version(capsys):

@@ -22,9 +22,7 @@ def test_doctor_tells_of_every_operation_and_backend(capsys):
 
 @pytest.mark.parametrize("length", [1, doctor.LENGTH])
 def test_there_is_a_call_for_every_operation(length):
-    calls = doctor.calls(length)
-    assert set(calls) == set(ops.OPERATIONS)
-    for name, arguments in calls.items():
+    for name, arguments in doctor.calls(length).items():
         assert sum(verdict.runs for verdict in ops.explain(name, *arguments)) == 1
 
 

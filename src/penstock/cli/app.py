@@ -18,6 +18,7 @@ VERBS = {
     "doctor": "penstock.cli.doctor:doctor",
     "list": "penstock.cli.list:list_entries",
     "new": "penstock.cli.new:new",
+    "report": "penstock.cli.report:report",
     "search": "penstock.cli.search:search",
     "show": "penstock.cli.show:show",
 }

@@ -5,9 +5,6 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from penstock.bench import compare as run
-from penstock.bench.choice import assignment
-
 
 def compare(  # noqa: PLR0913 - each is a flag
     *mechanisms: str,
@@ -50,6 +47,9 @@ def compare(  # noqa: PLR0913 - each is a flag
         spec: a TOML file that describes the study; flags go before it.
         values: any other number of the study, key=value, such as steps=500 or dim=128, once for each.
     """
+    from penstock.bench import compare as run
+    from penstock.bench.choice import assignment
+
     given: dict[str, Any] = {"preset": preset, "seeds": seeds, "trials": trials, "match": match, "device": device}
     given |= dict(assignment(pair) for pair in values or ())
     run(

@@ -68,13 +68,19 @@ def calls(length: int) -> "dict[str, tuple[Tensor, ...]]":
     """Return arguments for a call of each operation: one sequence of `length` steps, 4 heads of 64, float32."""
     import torch
 
-    q, k, v = torch.randn(3, 1, length, HEADS, WIDTH)
-    log_decay = -torch.rand(1, length, HEADS, WIDTH)
-    flat = (1, length, HEADS * WIDTH)
-    return {
+    from penstock.ops import OPERATIONS
+
+    shape, flat, state = (1, length, HEADS, WIDTH), (1, length, HEADS * WIDTH), (1, length, 16)
+    q, k, v, log_decay = torch.randn(shape), torch.randn(shape), torch.randn(shape), -torch.rand(shape)
+    x, share = torch.randn(flat), torch.rand(flat)
+    known = {
+        "gated_delta_rule": (q, torch.nn.functional.normalize(k, dim=-1), v, log_decay, torch.rand(1, length, HEADS)),
         "gated_linear_attention": (q, k, v, log_decay),
-        "linear_recurrence": (torch.rand(flat), torch.randn(flat)),
+        "linear_recurrence": (share, x),
+        "selective_scan": (x, share, torch.randn(state), torch.randn(state), -torch.rand(HEADS * WIDTH, 16)),
+        "short_convolution": (x, torch.randn(HEADS * WIDTH, 4)),
     }
+    return {name: known[name] for name in OPERATIONS}
 
 
 def backends() -> str:
@@ -91,15 +97,21 @@ def backends() -> str:
 
 
 def first_calls() -> str:
-    """Return what the first and the second call of each operation take, forward and backward together."""
+    """Return what the first and the second call of each operation take, forward and backward, and what compiling took."""
     from penstock import ops
+    from penstock.core.threads import Kernel
 
     rows = []
     for name, arguments in calls(LENGTH).items():
         work = partial(_forward_and_backward, getattr(ops, name), arguments)
         first, second = _milliseconds(work), _milliseconds(work)
         rows.append((name, f"first {first:.1f} ms", f"then {second:.1f} ms"))
-    return table(rows)
+    lines = [table(rows)]
+    for kept, what in ((False, "compiled, and kept on disk for the next process"), (True, "loaded from disk")):
+        spent = [call.seconds for call in Kernel.first_calls.values() if call.from_cache == kept]
+        if spent:
+            lines.append(f"{len(spent)} kernels were {what}: {sum(spent):.1f} s")
+    return "\n".join(lines)
 
 
 def _forward_and_backward(operation: "Callable[..., tuple[Tensor, Tensor]]", arguments: "tuple[Tensor, ...]") -> None:
