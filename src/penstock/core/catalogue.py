@@ -102,7 +102,7 @@ def get(name: str) -> Any:
         module, _, symbol = name.partition(":")
         try:
             return getattr(importlib.import_module(module), symbol)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, ValueError) as error:
             raise ConfigError(f"cannot load {name!r}: {error}") from error
     module, _, symbol = find(name).symbol.rpartition(".")
     return getattr(importlib.import_module(module), symbol)

@@ -1,0 +1,19 @@
+"""Files and functions stay small enough to read at a sitting."""
+
+import ast
+
+import pytest
+from source import FILES, shown, tree
+
+FUNCTION, FILE, MECHANISM = 60, 400, 200
+
+
+@pytest.mark.parametrize("path", FILES, ids=shown)
+def test_sizes(path):
+    lines = len(path.read_text("utf-8").splitlines())
+    limit = MECHANISM if shown(path).startswith("nn/") else FILE
+    assert lines <= limit, f"{lines} lines, at most {limit}"
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = node.end_lineno - node.lineno + 1
+            assert length <= FUNCTION, f"{node.name} at line {node.lineno} has {length} lines, at most {FUNCTION}"
