@@ -57,7 +57,7 @@ def test_what_is_accepted_is_said_in_words(hint, said):
         (lambda: toys.Gated(8, phi="relu"), "toy-gated: phi must be one of 'sigmoid', 'tanh', got 'relu'"),
         (lambda: toys.Gated(8, bias=1), "toy-gated: bias must be True or False, got 1"),
         (lambda: toys.Gated(8, hiden=4), "toy-gated: unknown argument 'hiden'; did you mean 'hidden'?"),
-        (lambda: toys.Gated(), "toy-gated: missing a required argument: 'dim'; it takes dim, hidden, scale, phi"),
+        (toys.Gated, "toy-gated: missing a required argument: 'dim'; it takes dim, hidden, scale, phi"),
         (lambda: toys.Gated(8, 4, 1.0), "toy-gated: too many positional arguments; it takes dim, hidden"),
         (lambda: toys.Gated(8, dim=8), "toy-gated: multiple values for argument 'dim'"),
         (lambda: check_divides("toy", heads=5, dim=32), "toy: heads must divide dim, got dim=32, heads=5"),
