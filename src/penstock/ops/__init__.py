@@ -12,12 +12,32 @@ from penstock.core.backend import Operation, Verdict
 from penstock.core.errors import ConfigError, unknown
 from penstock.ops.gated_delta_rule import gated_delta_rule
 from penstock.ops.gated_linear_attention import gated_linear_attention
+from penstock.ops.gated_slot_attention import gated_slot_attention
 from penstock.ops.linear_recurrence import linear_recurrence
 from penstock.ops.native import register_flops
+from penstock.ops.selective_scan import selective_scan
+from penstock.ops.short_convolution import short_convolution
 
-__all__ = ["OPERATIONS", "explain", "gated_delta_rule", "gated_linear_attention", "linear_recurrence", "register_flops"]
+__all__ = [
+    "OPERATIONS",
+    "explain",
+    "gated_delta_rule",
+    "gated_linear_attention",
+    "gated_slot_attention",
+    "linear_recurrence",
+    "register_flops",
+    "selective_scan",
+    "short_convolution",
+]
 
-_FUNCTIONS = (gated_delta_rule, gated_linear_attention, linear_recurrence)
+_FUNCTIONS = (
+    gated_delta_rule,
+    gated_linear_attention,
+    gated_slot_attention,
+    linear_recurrence,
+    selective_scan,
+    short_convolution,
+)
 _MODULES = {function.__name__: importlib.import_module(function.__module__) for function in _FUNCTIONS}
 OPERATIONS: dict[str, Operation] = {name: module.OPERATION for name, module in _MODULES.items()}
 

@@ -30,15 +30,21 @@ def run(operation: Operation, backend: str | None, *args: Any) -> tuple[Tensor, 
     return call(*args)
 
 
-def ragged(dense: Call) -> Call:
-    """Make `dense(*inputs, state, *options)` a backend, which takes packed sequences one at a time."""
+def ragged(dense: Call, fixed: int = 0) -> Call:
+    """Make `dense(*inputs, state, *options)` a backend, which takes packed sequences one at a time.
+
+    Args:
+        dense: the implementation for a batch of equal lengths.
+        fixed: how many of the inputs, the last ones, have neither batch nor time.
+    """
 
     def call(inputs: Inputs, state: Tensor, offsets: Tensor | None, *options: Any) -> tuple[Tensor, Tensor]:
         if offsets is None:
             return dense(*inputs, state, *options)
         bounds = checked_offsets(offsets, inputs[0].shape[1])
+        moving = len(inputs) - fixed
         results = [
-            dense(*(x[:, start:stop] for x in inputs), state[n : n + 1], *options)
+            dense(*(x[:, start:stop] for x in inputs[:moving]), *inputs[moving:], state[n : n + 1], *options)
             for n, (start, stop) in enumerate(pairwise(bounds))
         ]
         outputs, states = zip(*results, strict=True)

@@ -45,3 +45,9 @@ def lanes_for(size: int, dtype: torch.dtype, heads: int | None = None) -> int:
         if size % lanes == 0 and (heads is None or heads * size // lanes >= torch.get_num_threads()):
             return lanes
     return WIDTH
+
+
+def split(sequences: int, channels: int) -> int:
+    """Return into how many blocks the channels of a sequence are cut, so that every thread has work."""
+    threads = torch.get_num_threads()
+    return 1 if sequences >= 4 * threads else max(1, min(threads, channels // (4 * WIDTH)))

@@ -16,6 +16,7 @@ from numba.extending import models, overload, register_model
 
 from penstock.core.threads import HEADER
 
+CACHE_LINE = 16
 FLAGS = ("contract", "nsz")
 intrinsic: Any = extending.intrinsic  # what it makes is called with one argument less than it is written with
 
@@ -281,3 +282,9 @@ def conjugate_multiply_add(a, x, y, paired):  # noqa: ANN001, ANN201
     if paired:
         return y + real(a) * x - imag(a) * (signs(a) * swap(x))
     return a * x + y
+
+
+@njit
+def edge(block, blocks, channels):  # noqa: ANN001, ANN201
+    """Return where a block of channels begins: at a whole cache line."""
+    return min(channels, -(-channels // (CACHE_LINE * blocks)) * CACHE_LINE * block)

@@ -35,9 +35,10 @@ def flops(q: tuple[int, ...], _: tuple[int, ...], v: tuple[int, ...], __: tuple[
 
 
 REFERENCE = ragged(reference.gated_linear_attention)
+NATIVE = native(NAME, REFERENCE, flops)
 OPERATION = Operation(
     NAME,
-    Backend("numba", native(NAME, REFERENCE, flops), refuse=refuse_numba, pays=numba_pays),
+    Backend("numba", NATIVE, refuse=refuse_numba, pays=numba_pays),
     Backend("torch", ragged(torch.gated_linear_attention), refuse=lambda *_: None, pays=torch_pays),
     Backend("reference", REFERENCE, refuse=lambda *_: None),
 )

@@ -11,8 +11,8 @@ from numba import njit
 from torch import Tensor
 
 from penstock.core.threads import Kernel
-from penstock.ops.packing import bounds_of
-from penstock.ops.vectors import arguments, conjugate_multiply_add, load, multiply_add, store, work, zeros
+from penstock.ops.packing import bounds_of, split
+from penstock.ops.vectors import arguments, conjugate_multiply_add, edge, load, multiply_add, store, work, zeros
 
 WIDE, NARROW, PAIR = 64, 16, 2
 
@@ -51,12 +51,6 @@ def sweep(call):
             for t in range(start + 1, end):
                 advance_row(a, b, h, t - 1, h, t, first, stop, paired)
             state[n, first:stop] = h[end - 1, first:stop]
-
-
-@njit
-def edge(block, blocks, channels):
-    """Return where a block of channels begins: at a whole cache line."""
-    return min(channels, -(-channels // (NARROW * blocks)) * NARROW * block)
 
 
 @njit(inline="always")
@@ -116,12 +110,6 @@ def back(x: Tensor, like: Tensor) -> Tensor:
     if like.is_complex():
         return torch.view_as_complex(x.reshape(*like.shape, 2))
     return x[:, : like.numel() // max(1, x.shape[0])].reshape(like.shape).contiguous()
-
-
-def split(sequences: int, channels: int) -> int:
-    """Return into how many blocks the channels of a sequence are cut, so that every thread has work."""
-    threads = torch.get_num_threads()
-    return 1 if sequences >= 4 * threads else max(1, min(threads, channels // WIDE))
 
 
 def forward(inputs: Any, state: Tensor, offsets: Tensor | None, _: bool) -> tuple[Tensor, Tensor, Tensor]:

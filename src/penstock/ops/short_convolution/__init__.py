@@ -1,0 +1,82 @@
+r"""The short causal convolution of each channel alone.
+
+$$ y_t = \sum_{i=0}^{W-1} w_i \odot x_{t-W+1+i} $$
+"""
+
+import math
+
+from torch import Tensor
+
+from penstock.core.backend import Backend, Operation
+from penstock.ops.calls import Inputs, ragged, refuse_numba, run
+from penstock.ops.checks import check_offsets, check_shape, computing_dtype
+from penstock.ops.native import native
+from penstock.ops.short_convolution import reference, torch
+
+NAME = "short_convolution"
+NUMBA_PAYS = 16
+
+
+def prepare(
+    x: Tensor, weight: Tensor, initial_state: Tensor | None = None, *, cu_seqlens: Tensor | None = None
+) -> tuple[Inputs, Tensor, Tensor | None]:
+    """Check a call and bring it into the form of the backends."""
+    check_shape(NAME, "x", x, "batch time channels")
+    channels = x.shape[2]
+    check_shape(NAME, "weight", weight, "channels width", channels=channels)
+    batch, before = check_offsets(NAME, cu_seqlens, x.shape[0]), weight.shape[1] - 1
+    dtype = computing_dtype(x, weight, initial_state)
+    if initial_state is None:
+        state = x.new_zeros(batch, before, channels, dtype=dtype)
+    else:
+        sizes = {"batch": batch, "before": before, "channels": channels}
+        check_shape(NAME, "initial_state", initial_state, "batch before channels", **sizes)
+        state = initial_state.to(dtype)
+    return (x.to(dtype), weight.to(dtype)), state, cu_seqlens
+
+
+def flops(x: tuple[int, ...], weight: tuple[int, ...]) -> tuple[int, int]:
+    """Return the operations of a forward and of a backward pass."""
+    products = math.prod(x) * weight[1]
+    return 2 * products, 4 * products
+
+
+REFERENCE = ragged(reference.short_convolution, fixed=1)
+OPERATION = Operation(
+    NAME,
+    Backend(
+        "numba",
+        native(NAME, REFERENCE, flops),
+        refuse=refuse_numba,
+        pays=lambda inputs, *_: inputs[0].shape[1] >= NUMBA_PAYS,
+    ),
+    Backend("torch", ragged(torch.short_convolution, fixed=1), refuse=lambda *_: None),
+    Backend("reference", REFERENCE, refuse=lambda *_: None),
+)
+
+
+def short_convolution(
+    x: Tensor,
+    weight: Tensor,
+    initial_state: Tensor | None = None,
+    *,
+    cu_seqlens: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the outputs and the last inputs: `(B, T, D), (D, W) -> (B, T, D), (B, W - 1, D)`.
+
+    Float16 and bfloat16 are computed, and the last inputs returned, in float32.
+
+    Args:
+        x: inputs.
+        weight: the weights of each channel, that of the present input last.
+        initial_state: the `W - 1` inputs before the first, zero by default.
+        cu_seqlens: where each of N sequences packed into a batch of 1 begins, and at last T: `(N + 1,)`. There are N states.
+        backend: the implementation to use; chosen by default.
+
+    Raises:
+        ShapeError: where the shapes do not fit.
+        BackendError: where `backend` cannot serve the call.
+    """
+    y, state = run(OPERATION, backend, *prepare(x, weight, initial_state, cu_seqlens=cu_seqlens))
+    return y.to(x.dtype), state
