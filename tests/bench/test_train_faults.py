@@ -274,3 +274,18 @@ def test_other_tasks_go_on_bit_equal_too(name, tmp_path):
         train(model, task, recipe, tmp_path / "cut", interrupt_at(5))
     assert replace(train(model, task, recipe, tmp_path / "cut"), wall_s=0) == replace(whole, wall_s=0)
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+def test_a_run_that_diverges_does_so_at_the_same_step_after_an_interruption(model, task, tmp_path):
+    recipe = replace(RECIPE, steps=1000, learning_rate=30.0, checkpoint_every=10)
+    start = fresh(model)
+    steps = []
+    with pytest.raises(Diverged) as whole:
+        train(model, task, recipe, tmp_path / "whole", lambda step, *_: steps.append(step))
+    assert steps[-1] > 12
+    model.load_state_dict(start)
+    with pytest.raises(Interrupted):
+        train(model, task, recipe, tmp_path / "cut", interrupt_at(12))
+    with pytest.raises(Diverged) as cut:
+        train(model, task, recipe, tmp_path / "cut")
+    assert str(cut.value) == str(whole.value)
