@@ -34,11 +34,11 @@ def test_filler_is_the_token_0_or_any_token():
 def test_gaps_follow_the_power_law():
     """With one pair the gap is a single draw, so its frequencies are the probabilities themselves."""
     for power in (0.01, 1.0):
-        _, targets, _ = get_task("mqar", length=22, pairs=1, power=power).batch("train", 0, 0, 20000)
+        _, targets, _ = get_task("mqar", length=22, pairs=1, power=power).batch("train", 0, 0, 8000)
         places = (targets != IGNORE).nonzero()[:, 1]
-        seen = np.bincount((places.numpy() - 2) // 2, minlength=10) / 20000
+        seen = np.bincount((places.numpy() - 2) // 2, minlength=10) / 8000
         expected = np.arange(1, 11) ** (power - 1.0)
-        np.testing.assert_allclose(seen, expected / expected.sum(), atol=0.015)
+        np.testing.assert_allclose(seen, expected / expected.sum(), atol=0.02)
 
 
 def test_floors():
