@@ -63,7 +63,11 @@ def selective_scan(batch, time, size, dtype, sequences):
 
 def short_convolution(batch, time, size, dtype, sequences):
     channels, width = size
-    inputs = {"x": torch.randn(batch, time, channels, dtype=dtype), "weight": torch.randn(channels, width, dtype=dtype)}
+    inputs = {
+        "x": torch.randn(batch, time, channels, dtype=dtype),
+        "weight": torch.randn(channels, width, dtype=dtype),
+        "bias": torch.randn(channels, dtype=dtype),
+    }
     return inputs, torch.randn(sequences, width - 1, channels, dtype=dtype)
 
 
@@ -87,7 +91,7 @@ SIZES = {
 }
 
 
-FIXED = {"selective_scan": ("a",), "short_convolution": ("weight",)}
+FIXED = {"selective_scan": ("a",), "short_convolution": ("weight", "bias")}
 
 
 def sizes(case):

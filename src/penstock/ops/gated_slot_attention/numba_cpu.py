@@ -2,7 +2,7 @@
 
 It is laid out as the kernels of gated linear attention are, and marks the state down at the same steps.
 """
-# ruff: noqa: ANN001 - types are numba's
+# ruff: noqa: ANN001, ANN201 - types are numba's
 
 from typing import Any
 
@@ -12,7 +12,8 @@ from numba import njit
 from torch import Tensor
 
 from penstock.core.threads import Kernel
-from penstock.ops.gated_linear_attention.numba_cpu import CHUNK, SPAN, copy, copy_decay, shapes  # noqa: F401 - shapes are part of this module too
+from penstock.ops.gated_linear_attention.numba_cpu import CHUNK, SPAN, copy, copy_decay
+from penstock.ops.gated_linear_attention.numba_cpu import shapes as attention_shapes
 from penstock.ops.packing import bounds_of, fill, lanes_for, pack, unpack
 from penstock.ops.vectors import arguments, combine, load, load_rows, store, store_rows, total, work, zeros
 
@@ -133,6 +134,11 @@ def sweep_back(call):
 
 
 run, run_back = Kernel(sweep), Kernel(sweep_back)
+
+
+def shapes(inputs: Any, state: Tensor, keep: bool) -> tuple[Any, Any]:
+    """Return the shapes of output and marks, which are those of gated linear attention."""
+    return attention_shapes(inputs, state, keep)
 
 
 def forward(inputs: Any, state: Tensor, offsets: Tensor | None, keep: bool) -> tuple[Tensor, Tensor, Tensor]:

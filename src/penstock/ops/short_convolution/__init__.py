@@ -1,6 +1,6 @@
 r"""The short causal convolution of each channel alone.
 
-$$ y_t = \sum_{i=0}^{W-1} w_i \odot x_{t-W+1+i} $$
+$$ y_t = b + \sum_{i=0}^{W-1} w_i \odot x_{t-W+1+i} $$
 """
 
 import math
@@ -18,12 +18,19 @@ NUMBA_PAYS = 16
 
 
 def prepare(
-    x: Tensor, weight: Tensor, initial_state: Tensor | None = None, *, cu_seqlens: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    *,
+    cu_seqlens: Tensor | None = None,
 ) -> tuple[Inputs, Tensor, Tensor | None]:
     """Check a call and bring it into the form of the backends."""
     check_shape(NAME, "x", x, "batch time channels")
     channels = x.shape[2]
     check_shape(NAME, "weight", weight, "channels width", channels=channels)
+    if bias is not None:
+        check_shape(NAME, "bias", bias, "channels", channels=channels)
     batch, before = check_offsets(NAME, cu_seqlens, x.shape[0]), weight.shape[1] - 1
     dtype = computing_dtype(x, weight, initial_state)
     if initial_state is None:
@@ -58,6 +65,7 @@ OPERATION = Operation(
 def short_convolution(
     x: Tensor,
     weight: Tensor,
+    bias: Tensor | None = None,
     initial_state: Tensor | None = None,
     *,
     cu_seqlens: Tensor | None = None,
@@ -70,6 +78,7 @@ def short_convolution(
     Args:
         x: inputs.
         weight: the weights of each channel, that of the present input last.
+        bias: added to the outputs: `(D,)`.
         initial_state: the `W - 1` inputs before the first, zero by default.
         cu_seqlens: where each of N sequences packed into a batch of 1 begins, and at last T: `(N + 1,)`. There are N states.
         backend: the implementation to use; chosen by default.
@@ -78,5 +87,5 @@ def short_convolution(
         ShapeError: where the shapes do not fit.
         BackendError: where `backend` cannot serve the call.
     """
-    y, state = run(OPERATION, backend, *prepare(x, weight, initial_state, cu_seqlens=cu_seqlens))
-    return y.to(x.dtype), state
+    y, state = run(OPERATION, backend, *prepare(x, weight, bias, initial_state, cu_seqlens=cu_seqlens))
+    return (y if bias is None else y + bias).to(x.dtype), state
