@@ -76,6 +76,7 @@ def calls(length: int) -> "dict[str, tuple[Tensor, ...]]":
     known = {
         "gated_delta_rule": (q, torch.nn.functional.normalize(k, dim=-1), v, log_decay, torch.rand(1, length, HEADS)),
         "gated_linear_attention": (q, k, v, log_decay),
+        "gated_slot_attention": (q, k, v, log_decay),
         "linear_recurrence": (share, x),
         "selective_scan": (x, share, torch.randn(state), torch.randn(state), -torch.rand(HEADS * WIDTH, 16)),
         "short_convolution": (x, torch.randn(HEADS * WIDTH, 4)),
