@@ -25,5 +25,6 @@ def write(out: Path) -> Path:
         beside.write_text(page, "utf-8")
         beside.replace(path)
     except OSError as error:
+        beside.unlink(missing_ok=True)
         raise DataError(f"report: {path}: {error.strerror or error}") from error
     return path

@@ -22,10 +22,8 @@ def answer(board: Board) -> Answer:
         return Answer("No result", "No judged run has finished on this task.")
     best = ranked[0]
     if len(ranked) == 1:
-        others = "nothing else was" if len(board.standings) == 1 else "no other mechanism was, to the end"
-        return Answer(
-            f"{best.mechanism} stands alone", f"{_reach(board, best)}; {others} run here. {_floors(board)}".strip()
-        )
+        others = "It is the only one that was run" if len(board.standings) == 1 else "No other mechanism has a finished run"
+        return Answer(f"{best.mechanism} stands alone", f"{_reach(board, best)}. {others}. {_floors(board)}")
     text = f"{_reach(board, best)}, {_ahead(board, ranked)} {_floors(board)}"
     return Answer(_headline(ranked), text)
 
@@ -38,7 +36,8 @@ def overall(boards: Sequence[Board]) -> str:
             clauses.setdefault(_clause(board), []).append(board.task)
     if not clauses:
         return "No judged run has finished yet."
-    return "; ".join(f"{clause} on {joined(tasks)}" for clause, tasks in clauses.items()) + "."
+    text = "; ".join(f"{clause} on {joined(tasks)}" for clause, tasks in clauses.items()) + "."
+    return text.replace("nothing", "Nothing", 1) if text.startswith("nothing") else text
 
 
 def _clause(board: Board) -> str:
@@ -99,19 +98,19 @@ def _ahead(board: Board, ranked: Sequence[Standing]) -> str:
     if second.behind is None:
         return f"ahead of {second.mechanism} at {metric.text(second.mean)}, with which it shares no seed."
     gap, ends = second.behind
-    by = f"{metric.difference(gap)} {metric.unit}" if gap else "nothing"
+    by = f"{metric.difference(gap, *(ends or ()))} {metric.unit}" if gap else "nothing"
     if ends is None:
         few = f"With fewer than {FEWEST} seeds there is no interval, so the order may be chance."
         return f"ahead of {second.mechanism} by {by}. {few}"
     away = sorted(abs(end) for end in ends) if not second.may_tie else None
     if away:
-        span = f"95% interval {metric.difference(away[0])} to {metric.difference(away[1])}"
+        span = f"95% interval {' to '.join(metric.difference(end, gap, *away) for end in away)}"
         ahead = f"ahead of {second.mechanism} by {by} ({span}, paired by seed)"
         if _excludes_tie(ranked):
             return f"{ahead}: the interval excludes a tie."
         rivals = joined([standing.mechanism for standing in ranked[1:] if standing.may_tie])
         return f"{ahead}, but the seeds do not exclude a tie with {rivals}."
-    span = f"95% interval of the difference {metric.differences(ends)}"
+    span = f"95% interval of the difference {metric.differences(ends, gap)}"
     return f"ahead of {second.mechanism} by {by}, but the seeds do not exclude a tie ({span}, paired by seed)."
 
 

@@ -1,5 +1,6 @@
 """What was run, how, and on what, in words and pairs of words."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from penstock.bench.report import series
@@ -15,11 +16,26 @@ KINDS = (
 )
 
 
+def progress(boards: Sequence[Board]) -> str:
+    """Say how much of a study is still to come, if anything is."""
+    planned = sum(standing.planned for board in boards for standing in board.standings)
+    there = sum(len(standing.values) + len(standing.trouble) for board in boards for standing in board.standings)
+    return f"Not complete: {there} of {planned} judged runs are here." if there < planned else ""
+
+
+def sizes(records: Records, found: Board) -> str:
+    """Say how large the models of a task are."""
+    there = [size for run in records.runs if run.task == found.task and (size := run.number("params"))]
+    if not there:
+        return ""
+    return f"models of {' to '.join(dict.fromkeys([count(min(there)), count(max(there))]))} parameters"
+
+
 def options(records: Records, task: str) -> str:
     """Return the options of a task."""
     for item in records.study.get("tasks") or []:
         if isinstance(item, Mapping) and item.get("task") == task:
-            return ", ".join(f"{key} {value}" for key, value in (item.get("options") or {}).items())
+            return ", ".join(f"{key}\u00a0{value}" for key, value in (item.get("options") or {}).items())
     return ""
 
 
@@ -31,7 +47,8 @@ def matched(records: Records, found: Board) -> str:
     if len({run.mechanism for run in runs}) < 2 or not sizes:
         return ""
     what = "operations for a token" if by == "flops" else "parameters"
-    return f"All models are within {(max(sizes) / min(sizes) - 1) * 100:.1f}% of each other in {what}."
+    apart = math.ceil((max(sizes) / min(sizes) - 1) * 1000) / 10
+    return f"All models are within {max(apart, 0.1):.1f}% of each other in {what}."
 
 
 def caution(boards: Sequence[Board]) -> str:
@@ -51,7 +68,6 @@ def caution(boards: Sequence[Board]) -> str:
 def facts(records: Records, boards: Sequence[Board]) -> list[tuple[str, str]]:
     """Return the few numbers that say what kind of study it is."""
     study = records.study
-    sizes = [size for run in records.runs if (size := run.number("params"))]
     seeds = study.get("seeds")
     found = [
         ("mechanisms", str(len(boards[0].standings)) if boards else "0"),
@@ -59,7 +75,6 @@ def facts(records: Records, boards: Sequence[Board]) -> list[tuple[str, str]]:
         ("seeds", str(len(seeds)) if isinstance(seeds, list) else ""),
         ("learning rates tried", str(study.get("trials") or "")),
         ("training steps", count(steps) if (steps := study.get("steps")) else ""),
-        ("parameters", " to ".join(dict.fromkeys([count(min(sizes)), count(max(sizes))])) if sizes else ""),
     ]
     return [(name, value) for name, value in found if value]
 

@@ -148,7 +148,7 @@ def search(name: str, label: str, lines: Sequence[Line], y: str) -> Markup:
             axes.plot(line.rates, line.scores, color=shade, marker=marker(line.place), markersize=5, linewidth=1.2)
             for rate, score in zip(line.rates, line.scores, strict=True):
                 if rate == line.taken:
-                    axes.plot([rate], [score], marker="o", markersize=13, color="none", markeredgecolor=shade)
+                    axes.plot(rate, score, "o", markersize=13, markerfacecolor="none", markeredgecolor=shade)
             foot = axes.get_xaxis_transform()
             axes.plot(line.lost, [0.03] * len(line.lost), "x", color=shade, markersize=7, transform=foot)
         rates = [rate for line in lines for rate in (*line.rates, *line.lost)]
@@ -271,7 +271,6 @@ def _name_points(figure: Figure, axes: Axes, points: Sequence[Point], notes: Seq
             note = axes.annotate(
                 text, (point.x, point.y), (dx, dy), textcoords="offset points", ha=across, va=up, fontsize=10
             )
-            note.set_color(ink(color(point.place)))
             note.set_in_layout(False)
             box = note.get_window_extent()
             outside = not (frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1)

@@ -59,8 +59,9 @@ def time_spent(walls: Sequence[float]) -> str:
     if len(walls) < 2:
         return duration(walls[0]) if walls else NONE
     mean, apart = fmean(walls), stdev(walls)
-    unit, name = next((unit, name) for unit, name in ((3600, "h"), (60, "min"), (1, "s")) if mean >= 2 * unit or unit == 1)
-    return f"{mean / unit:.1f} ± {apart / unit:.1f} {name}"
+    unit, name = (3600, "h") if mean >= 36000 else (60, "min") if mean >= 600 else (1, "s")
+    digits = 0 if mean >= 100 * unit else 1
+    return f"{mean / unit:.{digits}f} ± {apart / unit:.{digits}f} {name}"
 
 
 def joined(items: Sequence[str]) -> str:
@@ -94,26 +95,32 @@ class Metric:
         """The name with its unit, as on an axis."""
         return "accuracy, %" if self.name == "accuracy" else self.name
 
+    def digits(self, *values: float) -> int:
+        """Return the decimals that values are written with where they stand together."""
+        if self.name != "accuracy":
+            return 3
+        return 1 if max(map(abs, values)) >= 0.01 else 2
+
     def text(self, value: float | None) -> str:
         """Return a value in its unit, without the unit's name where that is long."""
-        if value is None:
-            return NONE
-        return f"{100 * value:.1f}%" if self.name == "accuracy" else f"{value:.3f}"
+        return NONE if value is None else self._text(value, self.digits(value))
 
-    def interval(self, ends: tuple[float, float] | None) -> str:
+    def _text(self, value: float, digits: int) -> str:
+        return f"{value * self.scale:.{digits}f}{'%' if self.name == 'accuracy' else ''}"
+
+    def interval(self, ends: tuple[float, float]) -> str:
         """Return `91.0 to 95.2%`."""
-        return NONE if ends is None else f"{self.text(ends[0]).rstrip('%')} to {self.text(ends[1])}"
+        low, high = (self._text(end, self.digits(*ends)) for end in ends)
+        return f"{low.removesuffix('%')} to {high}"
 
-    def difference(self, value: float, *, signed: bool = False) -> str:
-        """Return a difference of two values, in points for a share."""
+    def difference(self, value: float, *beside: float, signed: bool = False) -> str:
+        """Return a difference of two values, in points for a share; `beside` are numbers that it stands with."""
         sign = "" if not signed or not value else "+" if value > 0 else MINUS
-        scaled = abs(value) * self.scale
-        digits = (1 if scaled >= 0.095 else 2) if self.name == "accuracy" else 3
-        return f"{sign}{scaled:.{digits}f}"
+        return f"{sign}{abs(value) * self.scale:.{self.digits(value, *beside)}f}"
 
-    def differences(self, ends: tuple[float, float] | None) -> str:
+    def differences(self, ends: tuple[float, float], *beside: float) -> str:
         """Return an interval of differences, signed."""
-        return NONE if ends is None else " to ".join(self.difference(end, signed=True) for end in ends)
+        return " to ".join(self.difference(end, *ends, *beside, signed=True) for end in ends)
 
     @property
     def unit(self) -> str:

@@ -34,7 +34,7 @@ class TaskView(NamedTuple):
 
     anchor: str
     board: Board
-    about: str
+    about: Sequence[str]
     answer: Answer
     leaders: Sequence[rows.LeaderRow]
     ends: tuple[str, str]
@@ -65,6 +65,7 @@ def render(records: Records) -> str:
         version=penstock.__version__,
         title=str(records.study.get("study") or records.results.get("study") or "comparison"),
         lede=overall(boards),
+        progress=circumstances.progress(boards),
         caution=circumstances.caution(boards),
         facts=circumstances.facts(records, boards),
         views=[view(records, found, place) for place, found in enumerate(boards)],
@@ -98,7 +99,7 @@ def view(records: Records, found: Board, place: int) -> TaskView:
     return TaskView(
         anchor=f"task-{place + 1}",
         board=found,
-        about=circumstances.options(records, found.task),
+        about=list(filter(None, (circumstances.options(records, found.task), circumstances.sizes(records, found)))),
         answer=answer(found),
         leaders=rows.leader_rows(found, scale),
         ends=(found.metric.text(scale.low), found.metric.text(scale.high)),

@@ -93,7 +93,7 @@ def read(out: Path) -> Records:
             runs.append(_run(place))
         except (DataError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             where = place.relative_to(out).as_posix()
-            problems.append((where, str(error).replace(str(place), where)))
+            problems.append((where, str(error).replace(f"{place} ", "").replace(str(place), where)))
     aside = sorted((out / "set-aside").iterdir()) if (out / "set-aside").is_dir() else []
     problems += [(path.relative_to(out).as_posix(), "set aside by the comparison, which repeated the run") for path in aside]
     return Records(study, results, tuple(runs), tuple(problems))

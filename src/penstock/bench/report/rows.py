@@ -111,8 +111,8 @@ def _leader_row(board: Board, standing: Standing, scale: Scale) -> LeaderRow:
     behind = Cell(NONE, 0.0)
     if standing.behind:
         gap, span = standing.behind
-        text = metric.difference(gap, signed=True)
-        behind = Cell(f"{text} ({metric.differences(span)})" if span else text, gap)
+        text = metric.difference(gap, *(span or ()), signed=True)
+        behind = Cell(f"{text} ({metric.differences(span, gap)})" if span else text, gap)
     whole = len(values) == standing.planned
     return LeaderRow(
         "mechanism",
