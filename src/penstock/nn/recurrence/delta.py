@@ -1,0 +1,166 @@
+r"""The delta rule: a matrix state that is corrected by what it gets wrong, with a decay and without one.
+
+$$ S'_t = \alpha_t S_{t-1}, \qquad S_t = S'_t + \beta_t\, k_t^\top (v_t - k_t S'_t), \qquad o_t = q_t S_t / \sqrt{d_k} $$
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from penstock.core import Gate, SequenceMixer, Size, check_divides, mechanism
+from penstock.nn.recurrence.output import GatedHeadNorm
+from penstock.nn.recurrence.parts import ShortConv, StepDecay
+from penstock.ops.attention import default_heads
+from penstock.ops.gated_delta_rule import gated_delta_rule
+
+State = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+class AbstractDelta(SequenceMixer):
+    r"""The delta rule that both layers share: `(B, T, dim) -> (B, T, dim)`.
+
+    Queries, keys and values pass a short convolution and SiLU; then queries and keys are scaled to length 1. A write
+    strength of 1 replaces what the state says of a key, 0 writes nothing.
+
+    Args:
+        dim: width of the stream.
+        heads: number of heads, which must divide both widths; by default as many as divide `dim` and are 32 wide, or 64
+            wide from `dim=512` on.
+        key_dim: width of queries and keys, all heads together; `dim` by default.
+        value_dim: width of values, all heads together; `dim` by default.
+        width: taps of the convolutions.
+        device: where the parameters live.
+        dtype: their type.
+    """
+
+    def __init__(
+        self,
+        dim: Size,
+        heads: Size | None = None,
+        *,
+        key_dim: Size | None = None,
+        value_dim: Size | None = None,
+        width: Size = 4,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        key_dim, value_dim = key_dim or dim, value_dim or dim
+        self.dim, self.heads = dim, heads or default_heads(dim)
+        check_divides(self.name, heads=self.heads, key_dim=key_dim)
+        check_divides(self.name, heads=self.heads, value_dim=value_dim)
+        self.widths = (key_dim // self.heads, value_dim // self.heads)
+        place = {"device": device, "dtype": dtype}
+        self.to_query = nn.Linear(dim, key_dim, bias=False, **place)
+        self.to_key = nn.Linear(dim, key_dim, bias=False, **place)
+        self.to_value = nn.Linear(dim, value_dim, bias=False, **place)
+        self.to_write = nn.Linear(dim, self.heads, bias=False, **place)
+        self.query_conv = ShortConv(key_dim, width, **place)
+        self.key_conv = ShortConv(key_dim, width, **place)
+        self.value_conv = ShortConv(value_dim, width, **place)
+        self.write = Gate()
+
+    def log_decay(self, x: Tensor) -> Tensor:
+        """Return the logarithms of the decays, which broadcast to `(B, T, heads, 1)`."""
+        return x.new_zeros(1, 1, 1, 1)
+
+    def read_out(self, o: Tensor, x: Tensor) -> Tensor:
+        """Return the layer's output for what the heads read `(B, T, heads, value width)` at the tokens `x`."""
+        raise NotImplementedError
+
+    def init_state(self, batch: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> State:
+        """Return the last inputs of the three convolutions and the matrix state, all zero, in float32 at least."""
+        convs = (self.query_conv, self.key_conv, self.value_conv)
+        first, second, third = (conv.init_state(batch, device, dtype) for conv in convs)
+        return first, second, third, first.new_zeros(batch, self.heads, *self.widths)
+
+    def extend(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """Return the outputs for `x` `(batch, time, dim)` after `state`, and the state after them."""
+        self.check_shape(x, "batch time dim")
+        before = state or (None, None, None, None)
+        q, q_inputs = self.query_conv(self.to_query(x), before[0])
+        k, k_inputs = self.key_conv(self.to_key(x), before[1])
+        v, v_inputs = self.value_conv(self.to_value(x), before[2])
+        q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (q, k, v))
+        beta = self.write(torch.sigmoid(self.to_write(x)))
+        q, k = F.normalize(q, dim=-1, eps=1e-6), F.normalize(k, dim=-1, eps=1e-6)
+        o, memory = gated_delta_rule(q, k, v, self.log_decay(x), beta, before[3])
+        return self.read_out(o, x), (q_inputs, k_inputs, v_inputs, memory)
+
+
+@mechanism(
+    "deltanet",
+    paper="yang2024deltanet",
+    at="sec. 2.2, the delta rule",
+    gates={"write": "(0, 1)"},
+    traits={"causal", "steps", "constant-state", "linear-time"},
+    example={"dim": 8, "heads": 2},
+)
+class DeltaNet(AbstractDelta):
+    r"""Linear attention that replaces what its state says of a key by what the token says, as far as a gate lets it.
+
+    $$ S_t = S_{t-1} + \beta_t\, k_t^\top (v_t - k_t S_{t-1}), \qquad o_t = q_t S_t / \sqrt{d_k}, \qquad
+       \beta_t = \sigma(x_t W_\beta) $$
+    """
+
+    def __init__(
+        self,
+        dim: Size,
+        heads: Size | None = None,
+        *,
+        key_dim: Size | None = None,
+        value_dim: Size | None = None,
+        width: Size = 4,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(dim, heads, key_dim=key_dim, value_dim=value_dim, width=width, device=device, dtype=dtype)
+        self.norm = nn.RMSNorm(self.widths[1], eps=1e-5, device=device, dtype=dtype)
+        self.out = nn.Linear(self.heads * self.widths[1], dim, bias=False, device=device, dtype=dtype)
+
+    def read_out(self, o: Tensor, x: Tensor) -> Tensor:
+        """Return the layer's output for what the heads read, normalized for each head."""
+        return self.out(self.norm(o.to(x.dtype)).flatten(2))
+
+
+@mechanism(
+    "gated-deltanet",
+    paper="yang2025gated",
+    at="sec. 3.1, the gated delta rule",
+    gates={"decay.decay": "(0, 1)", "write": "(0, 1)", "output.gate": "[-0.28, inf)"},
+    traits={"causal", "steps", "constant-state", "linear-time"},
+    example={"dim": 8, "heads": 2},
+)
+class GatedDeltaNet(AbstractDelta):
+    r"""The delta rule on a state that first decays, so that one token can clear it and one can correct a single key.
+
+    $$ S_t = \alpha_t S_{t-1} + \beta_t\, k_t^\top (v_t - \alpha_t k_t S_{t-1}), \qquad o_t = q_t S_t / \sqrt{d_k}, $$
+    $$ \beta_t = \sigma(x_t W_\beta), \qquad \alpha_t = \exp(-e^a \operatorname{softplus}(x_t W_\alpha + b)) $$
+
+    A decay of 1 keeps the state, 0 clears it. Heads are normalized and gated before the map to the output.
+    """
+
+    def __init__(
+        self,
+        dim: Size,
+        heads: Size | None = None,
+        *,
+        key_dim: Size | None = None,
+        value_dim: Size | None = None,
+        width: Size = 4,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(dim, heads, key_dim=key_dim, value_dim=value_dim, width=width, device=device, dtype=dtype)
+        self.decay = StepDecay(dim, self.heads, device=device, dtype=dtype)
+        self.output = GatedHeadNorm(dim, self.heads, self.widths[1], device=device, dtype=dtype)
+
+    def log_decay(self, x: Tensor) -> Tensor:
+        """Return the logarithms of the decays `(B, T, heads, 1)`."""
+        return self.decay(x)[0].unsqueeze(-1)
+
+    def read_out(self, o: Tensor, x: Tensor) -> Tensor:
+        """Return the layer's output for what the heads read, normalized and gated."""
+        return self.output(o, x)
