@@ -145,6 +145,18 @@ def test_nothing_is_read_from_the_device_while_the_model_runs():
     assert not {"_local_scalar_dense", "item", "nonzero"} & set(names)
 
 
+@pytest.mark.gpu
+def test_a_watched_model_is_not_waited_for():
+    model, x = mechanisms().cuda(), torch.randn(2, 8, device="cuda")
+    with watch(model) as gates:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            model(x)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert [row.calls for row in gates.table()] == [1, 1]
+
+
 def test_gradients_and_outputs_are_those_of_the_unwatched_model():
     model, x = mechanisms(), torch.randn(3, 8)
     plain = model(x)

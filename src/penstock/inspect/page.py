@@ -65,7 +65,7 @@ def render(table: Table) -> str:
         for row in table
     )
     head = "".join(_cell(text, column, "th") for column, text in enumerate(HEADINGS)) + '<th class="left">histogram</th>'
-    sentence = f"{len(table)} gates were called." if len(table) else "No gate was called."
+    sentence = f"Gates that were called: {len(table)}."
     return _PAGE.format(sentence=sentence, head=head, body="\n".join(lines))
 
 

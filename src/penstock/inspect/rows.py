@@ -48,9 +48,9 @@ class Row:
     def cells(self) -> tuple[str, ...]:
         """Return what `Table` prints of the row, in the order of `HEADINGS`."""
         entropy = "" if self.entropy is None else f"{self.entropy:.2f}"
-        load = "" if self.load is None else f"{self.load[0]:.2f} to {self.load[1]:.2f}"
+        load = "" if self.load is None else f"{self.load[0]:z.2f} to {self.load[1]:z.2f}"
         shares = f"{self.closed:.1%}", f"{self.open:.1%}"
-        return self.path, self.mechanism, self.range.partition(";")[0], f"{self.mean:.3f}", *shares, entropy, load
+        return self.path, self.mechanism, self.range.partition(";")[0], f"{self.mean:z.3f}", *shares, entropy, load
 
 
 HEADINGS = ("gate", "mechanism", "range", "mean", "< 0.1", "> 0.9", "entropy", "load")
