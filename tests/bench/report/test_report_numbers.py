@@ -1,5 +1,6 @@
 """Numbers as people read them."""
 
+import numpy as np
 import pytest
 
 from penstock.bench.report import numbers
@@ -59,7 +60,7 @@ def test_an_accuracy_is_a_percentage_and_its_difference_is_in_points():
     metric = Metric("accuracy")
     assert metric.text(0.9312) == "93.1%"
     assert metric.interval((0.91, 0.952)) == "91.0 to 95.2%"
-    assert metric.interval((0.0, 0.00195)) == "0.00 to 0.20%"
+    assert metric.interval((0.0, 0.0019)) == "0.00 to 0.19%"
     assert metric.differences((-0.02, 0.0004)) == "−2.0 to +0.0"
     assert metric.difference(0.0066) == "0.66"
     assert metric.difference(0.0066, -0.02, signed=True) == "+0.7"
@@ -80,10 +81,21 @@ def test_joined(items, text):
     assert numbers.joined(items) == text
 
 
+def linear(color):
+    channels = np.array([int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)])
+    return np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+
+
 def luminance(color):
-    channels = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return linear(color) @ [0.2126, 0.7152, 0.0722]
+
+
+def lab(rgb):
+    """Return the CIE L*a*b* coordinates of a linear RGB color."""
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    xyz = to_xyz @ np.clip(rgb, 0, 1) / [0.9505, 1, 1.089]
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
 def contrast(one, other):
@@ -98,6 +110,24 @@ def test_colors_stand_out_from_the_page(theme):
         assert min(contrast(colors[name], colors[ground]) for ground in ("page", "panel")) >= 4.5, name
     for place in range(COLORS):
         assert contrast(colors[color(place)], colors["page"]) >= 3, place
+
+
+# Machado, Oliveira and Fernandes (2009), table 1, severity 1.0
+EYES = {
+    "normal": np.eye(3),
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+@pytest.mark.parametrize("eyes", EYES)
+@pytest.mark.parametrize("theme", THEMES)
+def test_color_blind_eyes_tell_the_colors_apart(theme, eyes):
+    seen = [lab(np.asarray(EYES[eyes]) @ linear(THEMES[theme][color(place)])) for place in range(COLORS)]
+    for place, one in enumerate(seen):
+        for other in seen[:place]:
+            assert np.linalg.norm(one - other) > (20 if place < 5 else 15)
 
 
 def test_no_two_mechanisms_have_the_same_color_and_marker():

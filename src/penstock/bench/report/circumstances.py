@@ -70,13 +70,15 @@ def facts(records: Records, boards: Sequence[Board]) -> list[tuple[str, str]]:
     study = records.study
     seeds = study.get("seeds")
     found = [
-        ("mechanisms", str(len(boards[0].standings)) if boards else "0"),
-        ("tasks", str(len(boards))),
-        ("seeds", str(len(seeds)) if isinstance(seeds, list) else ""),
-        ("learning rates tried", str(study.get("trials") or "")),
-        ("training steps", count(steps) if (steps := study.get("steps")) else ""),
+        ("mechanism", len(boards[0].standings) if boards else 0),
+        ("task", len(boards)),
+        ("seed", len(seeds) if isinstance(seeds, list) else 0),
+        ("learning rate", study.get("trials")),
+        ("training step", study.get("steps")),
     ]
-    return [(name, value) for name, value in found if value]
+    return [
+        (name if number == 1 else f"{name}s", count(number)) for name, number in found if isinstance(number, int) and number
+    ]
 
 
 def machines(records: Records) -> list[tuple[str, list[tuple[str, str]]]]:
