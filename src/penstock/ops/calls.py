@@ -72,6 +72,11 @@ def refuse_numba(inputs: Inputs, *_: Any, complex_too: bool = False) -> str | No
     return f"it does not compute in {inputs[0].dtype}"
 
 
+def traced() -> bool:
+    """Tell whether a program is being made for any number of steps: then a backend that loops in Python never pays."""
+    return torch.compiler.is_compiling()
+
+
 def numba_pays(inputs: Inputs, *_: Any) -> bool:
     """Tell whether there are enough steps to be worth the call into a kernel."""
     return inputs[0].shape[1] >= NUMBA_PAYS

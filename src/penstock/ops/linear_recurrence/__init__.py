@@ -8,7 +8,7 @@ import math
 from torch import Tensor
 
 from penstock.core.backend import Backend, Operation
-from penstock.ops.calls import Inputs, ragged, refuse_numba, run
+from penstock.ops.calls import Inputs, ragged, refuse_numba, run, traced
 from penstock.ops.checks import check_broadcast, check_offsets, check_shape, computing_dtype
 from penstock.ops.linear_recurrence import reference, torch
 from penstock.ops.native import native
@@ -46,7 +46,7 @@ OPERATION = Operation(
         "numba",
         native(NAME, REFERENCE, flops, output_is_mark=True),
         refuse=lambda inputs, *_: refuse_numba(inputs, complex_too=True),
-        pays=lambda inputs, *_: inputs[1].shape[1] >= NUMBA_PAYS,
+        pays=lambda inputs, *_: traced() or inputs[1].shape[1] >= NUMBA_PAYS,
     ),
     Backend(
         "torch",
