@@ -223,6 +223,11 @@ CASES.add(
 CASES.add(
     "every_parameter_learns", "to_gate.weight gets no gradient", mix=lambda self, x, gate: plain(self, x, gate.detach())
 )
+CASES.add(
+    "every_parameter_learns",
+    "to_gate.weight gets no gradient with phi='tanh'",
+    mix=lambda self, x, gate: plain(self, x, gate.detach() if self.phi == "tanh" else gate),
+)
 CASES.add("every_parameter_learns", "idle gets no gradient", __init__=building(after=unused))
 CASES.add(
     "every_parameter_learns",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from broken import Broken, hold
 
-from penstock.core import Codes, Halting, Routing, Selection
+from penstock.core import Codes, Halting, Routing, Selection, Size
 from penstock.testing.checks import contracts, traits
 from toys import (
     AbstractCodes,
@@ -65,6 +65,15 @@ def keeping_all(self, x, state):
     return x, x if state is None or state.dim() == 2 else torch.cat([state, x], 1)
 
 
+def optional(self, dim: Size, *, centered: bool = False) -> None:
+    AbstractDecay.__init__(self, dim)
+    self.centered = centered
+
+
+def centering(self, x, decay, state):
+    return scan(self, x - x.mean(1, keepdim=True) if self.centered else x, decay, state)
+
+
 def computing_all(self, x, block):
     openness = self.gate((self.score(x) > 0).to(x.dtype))
     return x + openness * (block(x) - x), Halting(openness.squeeze(-1), openness.mean(), {})
@@ -88,6 +97,8 @@ CASES.add(
     init_state=lambda self, *_, **__: torch.zeros(1, 4).double(),
 )
 CASES.add("steps", "the state handed to step 0, afterwards", AbstractDecay, scan=writing_the_state)
+CASES.add("causal", "before 1, with centered=True", AbstractDecay, __init__=optional, scan=centering)
+CASES.add("steps", "in pieces cut at [2, 3, 6], with centered=True", AbstractDecay, __init__=optional, scan=centering)
 CASES.add("constant_state", "the state takes 256 bytes after 8 tokens and 2048 after 64", AbstractDecay, extend=keeping_all)
 CASES.add("linear_time", "doubling the length from 64 adds", AbstractDecay, declaring(AbstractDecay, "linear-time"))
 CASES.add("stochastic", "a call in training repeats itself with another seed", card=declaring(AbstractGated, "stochastic"))

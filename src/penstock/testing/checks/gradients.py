@@ -9,6 +9,7 @@ from penstock.core import Mechanism
 from penstock.testing.applies import applies, is_hard
 from penstock.testing.failure import CheckError, expect
 from penstock.testing.harness import Inputs, Whole, call, draw, make, seeded, tensors, total
+from penstock.testing.variations import choices, shown
 
 
 def differentiable(cls: type[Mechanism], *, training: bool = False) -> tuple[Callable[..., tuple[Tensor, ...]], Inputs]:
@@ -41,17 +42,17 @@ def check_gradcheck(cls: type[Mechanism]) -> None:
 
 
 def check_every_parameter_learns(cls: type[Mechanism]) -> None:
-    """Every parameter gets a finite gradient that is not zero throughout."""
-    module = make(cls, training=True)
-    inputs = draw(module, batch=4, time=16)
-    with seeded(2):
-        loss = total(call(module, inputs))
-    expect(loss.requires_grad or not list(module.parameters()), "no output depends on a parameter by a gradient")
-    if loss.requires_grad:
-        loss.backward()
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            expect(parameter.grad is not None, f"{name} gets no gradient")
-            grad = parameter.grad if parameter.grad is not None else torch.zeros(())
-            expect(bool(grad.isfinite().all()), f"the gradient of {name} is not finite")
-            expect(bool(grad.any()), f"the gradient of {name} is zero")
+    """Every parameter gets a finite gradient that is not zero throughout, in each kind of the mechanism."""
+    for changes in choices(cls):
+        module = make(cls, changes, training=True)
+        with seeded(2):
+            loss = total(call(module, draw(module, batch=4, time=16)))
+        if loss.requires_grad:
+            loss.backward()
+        for name, parameter in module.named_parameters():
+            grad = parameter.grad
+            if parameter.requires_grad:
+                expect(grad is not None, f"{name} gets no gradient {shown(changes)}")
+            if grad is not None:
+                expect(bool(grad.isfinite().all()), f"the gradient of {name} is not finite {shown(changes)}")
+                expect(bool(grad.any()), f"the gradient of {name} is zero {shown(changes)}")

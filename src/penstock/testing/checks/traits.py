@@ -10,6 +10,7 @@ from penstock.core import Mechanism
 from penstock.testing.applies import Check, to
 from penstock.testing.failure import CheckError, all_same, expect, same
 from penstock.testing.harness import draw, gates_held, make, run, seeded, tensors
+from penstock.testing.variations import choices, shown
 from penstock.testing.work import work
 
 LENGTHS = (1, 3, 63, 100)
@@ -41,19 +42,19 @@ def both_ways(trait: str, *contracts: str) -> Callable[[Check], Check]:
 @both_ways("causal", "SequenceMixer", "Skip")
 def check_causal(cls: type[Mechanism]) -> None:
     """An output depends on no later input, in evaluation and in training."""
-    for training in (False, True):
-        module = make(cls, training=training)
-        (x,) = draw(module, time=12)
-        y = run(module, (x,))[0]
-        for cut in (1, 5, 6, 11):
-            changed = torch.cat([x[:, :cut], -3.0 * x[:, cut:]], dim=1)
-            same(
-                run(module, (changed,))[0][:, :cut], y[:, :cut], f"after the inputs from {cut} on were changed, before {cut}"
-            )
+    for changes in choices(cls):
+        for training in (False, True):
+            module = make(cls, changes, training=training)
+            (x,) = draw(module, time=12)
+            y = run(module, (x,))[0]
+            for cut in (1, 5, 6, 11):
+                changed = torch.cat([x[:, :cut], -3.0 * x[:, cut:]], dim=1)
+                what = f"after the inputs from {cut} on were changed, before {cut}, {shown(changes)}"
+                same(run(module, (changed,))[0][:, :cut], y[:, :cut], what)
 
 
 def _hand_over(module: Any, x: torch.Tensor, cuts: list[int]) -> torch.Tensor:
-    state = module.init_state(x.shape[0], dtype=x.dtype)
+    state = module.init_state(x.shape[0], device=x.device, dtype=x.dtype)
     outs = []
     for start, end in zip([0, *cuts], [*cuts, x.shape[1]], strict=True):
         y, state = module.extend(x[:, start:end], state)
@@ -64,24 +65,29 @@ def _hand_over(module: Any, x: torch.Tensor, cuts: list[int]) -> torch.Tensor:
 @both_ways("steps", "SequenceMixer")
 def check_steps(cls: type[Mechanism]) -> None:
     """One token at a time, or in pieces with the state handed over, equals the whole; a state is left as it was given."""
-    module = make(cls)
     with torch.no_grad():
-        sizes = [leaf.shape[0] if leaf.dim() else None for leaf in tensors(module.init_state(3, dtype=torch.float64))]
-        expect(all(size == 3 for size in sizes), f"the state's tensors begin with {sizes} instead of the batch of 3")
-        for time in LENGTHS:
-            (x,) = draw(module, time=time)
-            whole = module(x)
-            cuts = sorted({time // 3, time // 2, time - 1} - {0})
-            same(_hand_over(module, x, []), whole, f"length {time}, from init_state")
-            same(_hand_over(module, x, cuts), whole, f"length {time}, in pieces cut at {cuts}")
-        (x,) = draw(module, time=7)
-        whole, state = module(x), module.init_state(2, dtype=x.dtype)
-        for t in range(7):
-            copies = [leaf.clone() for leaf in tensors(state)]
-            y, later = module.step(x[:, t], state)
-            same(y, whole[:, t], f"step {t}")
-            all_same(tensors(state), copies, f"the state handed to step {t}, afterwards", 0.0)
-            state = later
+        for changes in choices(cls):
+            module = make(cls, changes)
+            sizes = [leaf.shape[0] if leaf.dim() else None for leaf in tensors(module.init_state(3, dtype=torch.float64))]
+            expect(all(size == 3 for size in sizes), f"the state's tensors begin with {sizes} instead of the batch of 3")
+            for time in LENGTHS if not changes else (7,):
+                (x,) = draw(module, time=time)
+                whole = module(x)
+                cuts = sorted({time // 3, time // 2, time - 1} - {0})
+                same(_hand_over(module, x, []), whole, f"length {time}, from init_state, {shown(changes)}")
+                same(_hand_over(module, x, cuts), whole, f"length {time}, in pieces cut at {cuts}, {shown(changes)}")
+            _step_through(module, shown(changes))
+
+
+def _step_through(module: Any, kind: str) -> None:
+    (x,) = draw(module, time=7)
+    whole, state = module(x), module.init_state(2, dtype=x.dtype)
+    for t in range(7):
+        copies = [leaf.clone() for leaf in tensors(state)]
+        y, later = module.step(x[:, t], state)
+        same(y, whole[:, t], f"step {t}, {kind}")
+        all_same(tensors(state), copies, f"the state handed to step {t}, afterwards, {kind}", 0.0)
+        state = later
 
 
 def state_bytes(cls: type[Mechanism], tokens: int) -> int:
