@@ -180,7 +180,7 @@ def page(card: Card, can: dict[str, bool | str] | None) -> str:
         ]
     if can:
         rows = [(name, "yes" if result is True else f"no: {html.escape(str(result))}") for name, result in can.items()]
-        parts += ["## Measured", table(("capability", "result"), rows)]
+        parts += ["## Measured", f"By trial, on a CPU with torch {version('torch')}.", table(("capability", "result"), rows)]
     if near := relatives(card):
         parts += ["## Relatives", "\n".join(f"- [{other.name}]({other.name}.md): {other.description}" for other in near)]
     parts += ["## Code", source(card, thing), "## BibTeX", f"```bibtex\n{papers()[card.paper].bibtex()}\n```"]

@@ -99,6 +99,33 @@ def test_show_says_what_the_card_and_the_constructor_say(capsys):
         assert text in out
 
 
+MINE = '''
+from penstock.core import ChannelMixer, Gate, Size, mechanism
+
+
+@mechanism("mine", paper="mine2026", at="eq. 1", gates={"gate": "[0, inf)"}, example={"dim": 8})
+class Mine(ChannelMixer):
+    """A gate of my own."""
+
+    def __init__(self, dim: Size) -> None:
+        super().__init__()
+        self.dim, self.gate = dim, Gate()
+
+    def forward(self, x):
+        return self.gate(x.relu())
+'''
+
+
+def test_show_finds_a_gate_of_the_users_own(capsys, tmp_path, monkeypatch):
+    (tmp_path / "my_gates.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    assert main(["show", "my_gates:Mine"]) == 0
+    out = capsys.readouterr().out
+    for text in ("mine: ChannelMixer", "A gate of my own.", "mine2026", "[0, inf)", "my_gates.Mine"):
+        assert text in out
+
+
 @pytest.mark.parametrize("name", cards())
 def test_show_works_for_every_entry(capsys, name):
     assert main(["show", name]) == 0
