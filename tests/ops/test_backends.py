@@ -184,6 +184,7 @@ def test_the_operator_keeps_torchs_rules(case):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("backend", [None, "torch"])
 def test_compiles_and_exports_whole(case, backend):
+    torch.compiler.reset()
     name, tensors = draw(case, 1, 40, sizes(case)[0], torch.float32)
 
     class Whole(torch.nn.Module):
@@ -201,6 +202,7 @@ def test_compiles_and_exports_whole(case, backend):
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_length_that_changes_does_not_break_a_compiled_call(case):
+    torch.compiler.reset()
     name, _ = draw(case, 1, 2, sizes(case)[0])
     compiled = torch.compile(getattr(ops, name), fullgraph=True, backend="aot_eager", dynamic=True)
     for time in (70, 81):

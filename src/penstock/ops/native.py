@@ -52,18 +52,7 @@ def native(operation: str, reference: Call, flops: Callable[..., tuple[int, int]
     def _(inputs: Any, state: Any, marks: Any, offsets: Any, options: Any, *grads: Any) -> Any:
         return list(kernels().backward(inputs, state, marks, offsets, *grads, *options))
 
-    @torch.library.register_fake(name)
-    def _(inputs: Any, state: Any, _: Any, __: Any, keep: Any) -> Any:
-        output, marks = kernels().shapes(inputs, state, keep)
-        return (
-            state.new_empty(output),
-            torch.empty_like(state, memory_format=torch.contiguous_format),
-            state.new_empty(marks),
-        )
-
-    @torch.library.register_fake(f"{name}_backward")
-    def _(inputs: Any, state: Any, *_: Any) -> Any:
-        return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (*inputs, state)]
+    _describe(name, kernels)
 
     def remember(ctx: Any, inputs: Any, output: Any) -> None:
         tensors, state, offsets, ctx.options, _ = inputs
@@ -90,6 +79,23 @@ def native(operation: str, reference: Call, flops: Callable[..., tuple[int, int]
         return o, last
 
     return call
+
+
+def _describe(name: str, kernels: Callable[[], Any]) -> None:
+    """Tell compilers the shapes of what the operators return."""
+
+    @torch.library.register_fake(name)
+    def _(inputs: Any, state: Any, _: Any, __: Any, keep: Any) -> Any:
+        output, marks = kernels().shapes(inputs, state, keep)
+        return (
+            state.new_empty(output),
+            torch.empty_like(state, memory_format=torch.contiguous_format),
+            state.new_empty(marks),
+        )
+
+    @torch.library.register_fake(f"{name}_backward")
+    def _(inputs: Any, state: Any, *_: Any) -> Any:
+        return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (*inputs, state)]
 
 
 def register_flops() -> None:
