@@ -1,4 +1,4 @@
-"""Parts that recurrent layers share: the short convolution with its activation, and decays that keep near 1."""
+"""Parts that recurrent layers share: convolutions, and decays from a step size."""
 
 import math
 from typing import Any
@@ -45,6 +45,22 @@ class ShortConv(nn.Module):
         """Return the outputs for `x` after the inputs in `state`, and the last inputs."""
         y, state = short_convolution(x, self.weight, self.bias, state)
         return F.silu(y), state
+
+
+def long_convolution(x: Tensor, taps: Tensor) -> Tensor:
+    r"""Return the causal convolution of each channel with a filter as long as the sequence, by the Fourier transform.
+
+    $$ y_t = \sum_{l \le t} w_l \odot x_{t-l} $$
+
+    Args:
+        x: inputs `(B, T, channels)`.
+        taps: the weights `w` `(T, channels)`, that of the present input first.
+    """
+    if x.numel() == 0:
+        return x
+    wide, span = torch.promote_types(x.dtype, torch.float32), 2 * x.shape[1]
+    spectra = torch.fft.rfft(x.to(wide), span, dim=1) * torch.fft.rfft(taps.to(wide), span, dim=0)
+    return torch.fft.irfft(spectra, span, dim=1)[:, : x.shape[1]].to(x.dtype)
 
 
 class StepDecay(nn.Module):
