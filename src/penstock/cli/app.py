@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cyclopts import App, CycloptsError
 
 VERBS = {
+    "bench": "penstock.cli.bench:bench",
     "cite": "penstock.cli.cite:cite",
     "compare": "penstock.cli.compare:compare",
     "doctor": "penstock.cli.doctor:doctor",
