@@ -1,8 +1,11 @@
 """Sound mechanisms of every contract pass every check."""
 
 import pytest
+import torch
 
+import penstock
 import toys
+from penstock.core import ConfigError
 from penstock.core.catalogue import CONTRACTS
 from penstock.testing import CheckError, applicable, check_mechanism
 
@@ -26,6 +29,12 @@ def test_every_failure_is_listed():
     assert text.startswith("toy-broken fails ")
     for check in ("output", "batch_invariance", "gradcheck", "every_parameter_learns", "positions_apart"):
         assert f"\n  {check}: " in text, text
+
+
+@pytest.mark.parametrize("thing", [toys.AbstractGated, torch.nn.Linear, penstock.get("mqar")])
+def test_what_is_no_mechanism_is_refused(thing):
+    with pytest.raises(ConfigError, match="a mechanism has a contract and a card"):
+        check_mechanism(thing)
 
 
 def test_the_card_alone_tells_which_checks_apply():

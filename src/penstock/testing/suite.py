@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 
 from penstock.core.card import Card
+from penstock.core.catalogue import CONTRACTS
+from penstock.core.errors import ConfigError
 from penstock.testing.applies import Check
 from penstock.testing.checks import compiling, construction, contracts, gradients, traits, values
 from penstock.testing.failure import CheckError
@@ -17,7 +19,11 @@ CHECKS: dict[str, Check] = {
 
 def applicable(mechanism: type | Card) -> Iterator[Check]:
     """Yield the checks for a mechanism, given as class or as card, by its contract and its gates."""
-    card = mechanism if isinstance(mechanism, Card) else mechanism.card  # type: ignore[attr-defined]
+    card = mechanism if isinstance(mechanism, Card) else getattr(mechanism, "card", None)
+    if card is None or card.contract not in CONTRACTS:
+        raise ConfigError(
+            f"{getattr(mechanism, '__name__', mechanism)}: a mechanism has a contract and a card, from @mechanism(...)"
+        )
     for check in CHECKS.values():
         if getattr(check, "when", lambda _: True)(card):
             yield check
