@@ -58,6 +58,7 @@ def test_the_penalty_trains_gates_to_the_target():
 
 
 def test_the_penalty_has_the_gradient_of_its_formula():
+    assert Budget(0.2).penalty(torch.ones(3)).item() == pytest.approx(0.64)
     openness = torch.rand(3, 4, dtype=torch.float64, requires_grad=True)
     cost = torch.rand(4, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda g: Budget(0.3, fixed=0.5).penalty(g, cost), openness)

@@ -54,7 +54,7 @@ def test_the_penalty_pulls_the_rates_to_the_target(cls):
 @pytest.mark.parametrize("cls", LAYERS)
 def test_evaluation_takes_the_likeliest(cls):
     mlp = layer(cls).eval()
-    logits = torch.tensor([-4.0, -0.2, 0.3, 4.0], dtype=torch.float64)
+    logits = torch.tensor([-4.0, -0.9, 0.3, 4.0], dtype=torch.float64)
     root = torch.sigmoid(logits).sqrt()
     expected = {
         ConditionalMLP: torch.tensor([0.0, 0, 1, 1]).double(),

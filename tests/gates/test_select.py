@@ -63,6 +63,10 @@ def test_top_p_keeps_the_fewest_that_hold_p(p):
         assert torch.equal(kept, top_k(row, fewest))
 
 
+def test_top_p_keeps_no_more_than_it_needs():
+    assert top_p(torch.tensor([0.25, 0.5, 0.25]), 0.5).tolist() == [0, 1, 0]
+
+
 def test_top_p_refuses_no_mass():
     with pytest.raises(ConfigError, match="top_p: p must be above 0 and at most 1, got 0"):
         top_p(torch.ones(3) / 3, 0)

@@ -23,6 +23,10 @@ def _remove_drift(u: np.ndarray, k: np.ndarray) -> np.ndarray:
     return u + slope * (k[-1] - k)
 
 
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return (1 + np.tanh(x / 2)) / 2
+
+
 def _failure_probability(u: np.ndarray, failed: np.ndarray, at: np.ndarray) -> np.ndarray:
     """Fit failure to uncertainty by logistic regression (Newton's method) and return the probability `at` others.
 
@@ -32,10 +36,13 @@ def _failure_probability(u: np.ndarray, failed: np.ndarray, at: np.ndarray) -> n
     rows = np.stack([np.ones_like(u), (u - mean) / scale], 1)
     beta, ridge = np.zeros(2), 1e-3 * np.eye(2)
     for _ in range(25):
-        p = 1 / (1 + np.exp(-rows @ beta))
+        p = _sigmoid(rows @ beta)
         curvature = (rows * (p * (1 - p))[:, None]).T @ rows + ridge
-        beta = beta + np.linalg.solve(curvature, rows.T @ (failed - p) - ridge @ beta)
-    return 1 / (1 + np.exp(-(beta[0] + beta[1] * (at - mean) / scale)))
+        step = np.linalg.solve(curvature, rows.T @ (failed - p) - ridge @ beta)
+        beta = beta + step
+        if np.abs(step).max() < 1e-8:
+            break
+    return _sigmoid(beta[0] + beta[1] * (at - mean) / scale)
 
 
 def _level(u: np.ndarray, failed: np.ndarray, target: float, random_rate: float, mode: Mode) -> float:
