@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rich.console import Console
+from torch import nn
+
 from penstock.bench.comparison import make_cells
 from penstock.bench.execute import execute
 from penstock.bench.progress import Progress
@@ -16,8 +19,6 @@ from penstock.bench.store import opened
 from penstock.bench.study import resolve
 from penstock.bench.task import Batch, DrawnTask
 from penstock.core import DataError, Gate, SequenceMixer, Size, listed, mechanism
-from rich.console import Console
-from torch import nn
 
 TASK = "comparison_stubs:Last"
 SIZES = {"steps": 4, "seeds": 3, "trials": 2, "batch": 4, "dim": 8, "layers": 1, "evaluations": 2, "device": "cpu"}
@@ -139,7 +140,7 @@ def compare_inline(out: Path, wanted, notes: list[str] | None = None) -> tuple[R
     """Do a study in this process; return its results and the folders of the runs that were done."""
     runner = Inline(out)
     with opened(out, wanted, "penstock compare", (notes if notes is not None else []).append) as store:
-        with Progress(1, 1, Console(quiet=True)) as progress:
+        with Progress(wanted, Console(quiet=True)) as progress:
             conduct(make_cells(wanted), store, runner, progress)
         results = Results.gather(out)
         results.write()

@@ -1,4 +1,5 @@
 import pytest
+
 from penstock.bench.choice import Choice, assignment, socket_of, task_class
 from penstock.core import ConfigError
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from comparison_stubs import SIZES, TASK
+
 from penstock.bench.store import records
 
 pytestmark = pytest.mark.slow
@@ -50,7 +51,8 @@ def results(out):
 def wait_for_work(process, out, count):
     until = time.monotonic() + 120
     while len(list(out.glob("runs/*/*/*/run.json"))) < count:
-        assert process.poll() is None and time.monotonic() < until
+        assert process.poll() is None
+        assert time.monotonic() < until
         time.sleep(0.01)
 
 
@@ -80,7 +82,8 @@ def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(tmp_path, undist
     finish(start(out))
     assert done.items() <= stamps(out).items()
     assert results(out) == undisturbed
-    assert not list(out.glob("runs/*/*/.*")) and not (out / "set-aside").exists()
+    assert not list(out.glob("runs/*/*/.*"))
+    assert not (out / "set-aside").exists()
 
 
 def test_a_run_goes_on_from_its_checkpoint(tmp_path):
@@ -98,7 +101,9 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path):
     assert next(out.glob("runs/*/*/seed-0/metrics.jsonl")).stat().st_ino == begun
     finish(start(tmp_path / "whole", **long))
     assert results(out) == results(tmp_path / "whole")
-    rows = [(path / "metrics.jsonl").read_bytes() for path in (out, tmp_path / "whole") for path in path.glob("runs/*/*/seed-0")]
+    rows = [
+        (path / "metrics.jsonl").read_bytes() for path in (out, tmp_path / "whole") for path in path.glob("runs/*/*/seed-0")
+    ]
     assert rows[0] == rows[1]
 
 

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 from comparison_stubs import study
+
 from penstock.bench import match
 from penstock.bench.choice import Choice
 from penstock.bench.cost import operations, parameters

@@ -1,14 +1,15 @@
 """The same study on a Ray cluster."""
 
-import os
+from pathlib import Path
 
 import pytest
 from comparison_stubs import SIZES, TASK, compare_inline, study
+from rich.console import Console
+
 from penstock.bench import compare, ray_runner
 from penstock.bench.job import Job
 from penstock.bench.record import read
 from penstock.core import ConfigError
-from rich.console import Console
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 TIMED = {"tokens_per_s", "decode_tokens_per_s"}
@@ -17,7 +18,7 @@ TIMED = {"tokens_per_s", "decode_tokens_per_s"}
 @pytest.fixture(autouse=True)
 def _stubs_are_found(monkeypatch):
     pytest.importorskip("ray")
-    monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     monkeypatch.setattr(ray_runner, "start", two_processes)
 
 

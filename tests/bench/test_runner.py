@@ -3,15 +3,15 @@ from dataclasses import asdict
 
 import pytest
 from comparison_stubs import TASK, Inline, compare_inline, study
+from rich.console import Console
+
 from penstock.bench import record
-from penstock.bench.cell import Cell
 from penstock.bench.comparison import make_cells
 from penstock.bench.progress import Progress
 from penstock.bench.runner import DEATHS, Dispatch, Event
 from penstock.bench.search import SEED
-from penstock.bench.store import Store, opened, records
+from penstock.bench.store import opened, records
 from penstock.core import DataError
-from rich.console import Console
 
 
 def kind_of(folder):
@@ -93,7 +93,8 @@ def test_a_failure_keeps_its_traceback_and_is_tried_again_next_time(tmp_path):
     assert sorted(first) == sorted(second)
     _, once = compare_inline(tmp_path / "nan", study("NaN"))
     _, again = compare_inline(tmp_path / "nan", study("NaN"))
-    assert len(once) == 2 and again == []
+    assert len(once) == 2
+    assert again == []
 
 
 class Mortal(Inline):
@@ -113,7 +114,7 @@ class Mortal(Inline):
 @pytest.mark.parametrize(("deaths", "ends"), [(DEATHS - 1, "finished"), (DEATHS, "failed")])
 def test_a_run_whose_worker_dies_is_repeated_but_not_for_ever(tmp_path, deaths, ends):
     wanted, runner = study("Plain"), Mortal(tmp_path, deaths)
-    with opened(tmp_path, wanted, "command", print) as store, Progress(1, 1, Console(quiet=True)) as progress:
+    with opened(tmp_path, wanted, "command", print) as store, Progress(wanted, Console(quiet=True)) as progress:
         first = make_cells(wanted)[0].next(store)[:1]
         Dispatch(store, runner, progress, lambda _: []).run(first, 1)
         found = store[first[0]]
@@ -141,11 +142,10 @@ def test_unwritable_in_the_middle_stops_the_study_and_keeps_what_is_done(tmp_pat
                 job.partial(self.out).write_text("in the way")
             super().submit(job)
 
-    with opened(tmp_path, wanted, "command", print) as store, Progress(1, 1, Console(quiet=True)) as progress:
+    with opened(tmp_path, wanted, "command", print) as store, Progress(wanted, Console(quiet=True)) as progress:
         cell = make_cells(wanted)[0]
         with pytest.raises(DataError, match=r"seed-0.partial.*what was finished is kept"):
             Dispatch(store, Blocked(tmp_path), progress, lambda _: cell.next(store)).run(cell.next(store), 1)
-        assert isinstance(cell, Cell) and isinstance(store, Store)
     assert [run["kind"] for run in records(tmp_path)] == ["trial", "trial"]
     for left in tmp_path.glob("runs/*/*/.seed-*.partial"):
         left.unlink()

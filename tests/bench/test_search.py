@@ -1,6 +1,7 @@
 import math
 
 import pytest
+
 from penstock.bench.search import Trial, best, plan
 
 

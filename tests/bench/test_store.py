@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from comparison_stubs import compare_inline, study
+
 from penstock.bench import record
 from penstock.bench.job import Job
 from penstock.bench.lock import alone, at_work
@@ -69,7 +70,9 @@ def test_a_damaged_record_is_named_and_set_aside(tmp_path, damage):
     notes = []
     assert Store(tmp_path, notes.append)[JOB] is None
     assert len(notes) == 1
-    assert "seed-1" in notes[0] and "set-aside" in notes[0] and "\n" not in notes[0]
+    assert "seed-1" in notes[0]
+    assert "set-aside" in notes[0]
+    assert "\n" not in notes[0]
     assert (tmp_path / "set-aside" / "task-mechanism-seed-1.0").is_dir()
     write(tmp_path)
     DAMAGES[damage](tmp_path / JOB.folder)
@@ -155,9 +158,9 @@ def test_a_killed_comparison_leaves_no_lock(tmp_path):
 
 
 def test_a_comparison_waits_for_workers_of_a_killed_one(tmp_path):
-    with at_work(tmp_path):
-        with pytest.raises(DataError, match="workers of an earlier comparison are still running"), alone(tmp_path, 0.3):
-            pass
+    running = pytest.raises(DataError, match="workers of an earlier comparison are still running")
+    with at_work(tmp_path), running, alone(tmp_path, 0.3):
+        pass
     with alone(tmp_path, 0.3), at_work(tmp_path), at_work(tmp_path):
         pass
 

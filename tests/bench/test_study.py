@@ -1,5 +1,6 @@
 import pytest
 from comparison_stubs import TASK, study
+
 from penstock.bench.presets import MECHANISMS, PRESETS, TASKS
 from penstock.bench.study import resolve
 from penstock.core import ConfigError, DataError, PenstockError

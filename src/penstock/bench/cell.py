@@ -120,8 +120,3 @@ class Cell:
         job = self.job("speed", 0, None)
         trained = any(record["status"] == "finished" for _, record in self.searched(store)[1])
         return [job] if trained and store[job] is None else []
-
-    @property
-    def steps(self) -> int:
-        """Training steps of all its runs."""
-        return self.study.trials * self.study.trial_steps + self.study.seeds * self.study.steps

@@ -12,6 +12,7 @@ from penstock.bench import match, report
 from penstock.bench.cell import Cell
 from penstock.bench.choice import Choice
 from penstock.bench.command import command
+from penstock.bench.execute import one_line
 from penstock.bench.index import write_index
 from penstock.bench.loggers import TRACKERS
 from penstock.bench.progress import Progress
@@ -71,8 +72,8 @@ def compare(
     check_tracker(log)
     again = command(mechanisms, tasks, values, options, spec=spec, text=text, out=out, workers=workers, ray=ray, log=log)
     with opened(out, study, again, lambda line: console.print(line, markup=False, soft_wrap=True)) as store:
-        cells = make_cells(study)
         try:
+            cells = make_cells(study)
             do_runs(study, cells, store, console, workers, ray, log)
         except KeyboardInterrupt:
             console.print(f"Stopped; what is finished is kept. To go on: {again}", markup=False, soft_wrap=True)
@@ -108,16 +109,14 @@ def sized(study: Study, task: Task, mechanism: Choice, target: int) -> match.Siz
     try:
         return match.fit(study, task, mechanism, target)
     except Exception as error:  # noqa: BLE001 - whatever a mechanism raises is a row of the report
-        return " ".join(f"{type(error).__name__}: {error}".split())
+        return one_line(error)
 
 
 def do_runs(
     study: Study, cells: list[Cell], store: Store, console: Console, workers: int | None, ray: str | None, log: str | None
 ) -> None:
     """Do every run that is not recorded."""
-    steps = sum(cell.steps for cell in cells)
-    runs = len(cells) * (study.trials + study.seeds + 1)
-    with Progress(steps, runs, console) as progress:
+    with Progress(study, console) as progress:
         runner: Runner
         if ray is None:
             slots = workers or default_workers(study)

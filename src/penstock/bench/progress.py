@@ -1,7 +1,7 @@
 """How far a study is: bars with the remaining time on a terminal, plain lines elsewhere."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -10,21 +10,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 
 from penstock.bench.job import Job
+from penstock.bench.study import Study
 
 
 class Progress:
-    """How far a study is, measured in training steps; a run that is found done counts as no work.
+    """How far a study is, measured in training steps.
 
     Args:
-        steps: training steps of the whole study.
-        runs: its runs, measurements of speed included.
+        study: what is done.
         console: where to show it.
     """
 
-    def __init__(self, steps: int, runs: int, console: Console) -> None:
+    def __init__(self, study: Study, console: Console) -> None:
         self.console = console
-        self.runs, self.ended_runs = runs, 0
-        self.steps, self.ended_steps, self.skipped_steps = steps, 0, 0
+        self.weights = {"trial": study.trial_steps, "seed": study.steps, "speed": 0}
+        cells = len(study.mechanisms) * len(study.tasks)
+        self.runs = cells * (study.trials + study.seeds + 1)
+        self.steps = cells * (study.trials * study.trial_steps + study.seeds * study.steps)
+        self.ended, self.done, self.found = 0, 0, 0
         self.flying: dict[str, int] = {}
         self.began = time.monotonic()
         self.bars = Bars(
@@ -37,7 +40,7 @@ class Progress:
             transient=True,
             disable=not console.is_terminal,
         )
-        self.whole = self.bars.add_task("steps of all runs", total=steps)
+        self.whole = self.bars.add_task("steps of all runs", total=self.steps)
         self.lines: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
@@ -53,11 +56,15 @@ class Progress:
         """Print a line above the bars."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def found(self, runs: int, steps: int) -> None:
-        """Take note of runs that were done before this comparison started."""
-        self.ended_runs += runs
-        self.ended_steps += steps
-        self.skipped_steps += steps
+    def begin(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Take note of the runs that were done before."""
+        self.count(records)
+        self.found, self.began = self.done, time.monotonic()
+
+    def count(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Take note of all runs that are recorded by now."""
+        kinds = [record["kind"] for record in records]
+        self.ended, self.done = len(kinds), sum(self.weights[kind] for kind in kinds)
         self.show()
 
     def started(self, job: Job) -> None:
@@ -77,26 +84,21 @@ class Progress:
         if job.folder in self.lines:
             self.bars.remove_task(self.lines.pop(job.folder))
 
-    def ended(self, job: Job, record: Mapping[str, Any]) -> None:
-        """Take note that a run is recorded, and say how it ended where there are no bars."""
-        self.drop(job)
-        self.ended_runs += 1
-        self.ended_steps += job.steps
-        self.show()
+    def tell(self, job: Job, record: Mapping[str, Any]) -> None:
+        """Say how a run ended, where there are no bars or it did not end well."""
         if record["status"] != "finished" or self.bars.disable:
-            self.note(f"[{self.ended_runs}/{self.runs}] {job.title}  {said(record)}{self.remaining()}")
+            self.note(f"[{self.ended}/{self.runs}] {job.title}  {said(record)}{self.remaining()}")
 
     def show(self) -> None:
         """Bring the bar of the whole study up to date."""
-        self.bars.update(self.whole, completed=self.ended_steps + sum(self.flying.values()))
+        self.bars.update(self.whole, completed=self.done + sum(self.flying.values()))
 
     def remaining(self) -> str:
         """Say how long the rest takes at the pace so far."""
-        done = self.ended_steps + sum(self.flying.values()) - self.skipped_steps
-        left = self.steps - self.ended_steps - sum(self.flying.values())
-        if done <= 0 or left <= 0:
+        now = self.done + sum(self.flying.values())
+        if now <= self.found or now >= self.steps:
             return ""
-        seconds = left * (time.monotonic() - self.began) / done
+        seconds = (self.steps - now) * (time.monotonic() - self.began) / (now - self.found)
         return f"  (about {seconds / 60:.0f} min left)" if seconds >= 90 else f"  (about {seconds:.0f} s left)"
 
 

@@ -46,6 +46,7 @@ def conduct(cells: Iterable[Cell], store: Store, runner: Runner, progress: Progr
         return homes[job.task, job.mechanism].next(store)
 
     first = [job for cell in cells for job in cell.next(store)]
+    progress.begin(store.found)
     Dispatch(store, runner, progress, follow).run(first, runner.slots)
     speeds = [job for cell in cells for job in cell.speed(store)]
     Dispatch(store, runner, progress, lambda _: []).run(speeds, 1)
@@ -93,6 +94,7 @@ class Dispatch:
             self.progress.step(job, event.step)
             return
         self.flying -= 1
+        self.progress.drop(job)
         if event.kind == "stop":
             raise DataError(f"{event.reason}; what was finished is kept, and the same command goes on from there")
         if event.kind == "died":
@@ -116,5 +118,6 @@ class Dispatch:
         if record is None:
             self.waiting.append(job)
             return
-        self.progress.ended(job, record)
         self.add(self.follow(job))
+        self.progress.count(self.store.found)
+        self.progress.tell(job, record)

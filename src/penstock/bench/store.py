@@ -40,6 +40,11 @@ class Store:
             self._records[job.folder] = found
         return self._records[job.folder]
 
+    @property
+    def found(self) -> list[dict[str, Any]]:
+        """The records that have been asked for and are there."""
+        return list(self._records.values())
+
     def set_aside(self, job: Job, reason: str) -> None:
         """Move a record out of the way and say so."""
         place = self.out / job.folder
