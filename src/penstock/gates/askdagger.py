@@ -191,7 +191,7 @@ class SAwareGate:
             repetitions=self.repetitions,
             rng=self._rng,
         )
-        return bool(uncertainty >= self.threshold or self._rng.random() < self.random_rate)
+        return self.uncertainty[-1] >= self.threshold or self._rng.random() < self.random_rate
 
     def tell(self, right: bool) -> None:
         """Record the teacher's answer about the last plan."""

@@ -75,6 +75,7 @@ class AbstractConditionalMLP(ChannelMixer):
 
     def mix(self, x: Tensor, openness: Tensor) -> Tensor:
         """Mix the channels of `x` `(..., dim)` with gates `(..., blocks)`."""
+        openness = self.gate(openness)
         if self.training or torch.compiler.is_compiling():
             units = F.relu(self.inner(x)) * openness.repeat_interleave(self.hidden // self.blocks, -1)
             return self.out(units)
@@ -94,7 +95,7 @@ class AbstractConditionalMLP(ChannelMixer):
     def forward(self, x: Tensor) -> Tensor:
         """Mix the channels of `x` `(..., dim)`."""
         decide = self.draw if self.training else self.settle
-        return self.mix(x, self.gate(decide(self.score(x))))
+        return self.mix(x, decide(self.score(x)))
 
 
 @mechanism(

@@ -35,7 +35,7 @@ def open_probability(log_alpha: Tensor, temperature: float = 2 / 3) -> Tensor:
 @mechanism(
     "hard-concrete",
     paper="louizos2018learning",
-    at="section 2.2 for the gates and the penalty, 2.3 for the one of test time",
+    at="section on the hard concrete distribution",
     gates={"gate": "[0, 1]"},
     traits={"stochastic"},
     example={"dim": 8},

@@ -34,7 +34,12 @@ def gumbel_sigmoid(
     return pass_gradient((soft > 0.5).to(soft.dtype), soft) if hard else soft
 
 
-@listed("gumbel-softmax", kind="estimator", paper="jang2017categorical", at="section 2; 2.2 for the hard choice")
+@listed(
+    "gumbel-softmax",
+    kind="estimator",
+    paper="jang2017categorical",
+    at="sections on the Gumbel-Softmax distribution and its straight-through estimator",
+)
 def gumbel_softmax(
     logits: Tensor, temperature: float = 1.0, *, hard: bool = False, dim: int = -1, generator: torch.Generator | None = None
 ) -> Tensor:

@@ -12,7 +12,7 @@ from penstock.core import Gate, Halting, ShapeError, Skip, mechanism
 @mechanism(
     "rezero",
     paper="bachlechner2021rezero",
-    at="eq. 1",
+    at="definition of the gated residual connection",
     gates={"gate": "(-inf, inf); 0 passes the input on, 1 is the plain residual"},
     traits={"causal", "identity-at-init"},
     example={},

@@ -85,7 +85,7 @@ def noisy_top_k(logits: Tensor, noise_logits: Tensor | None, k: int, generator: 
 
     $$ g = \operatorname{softmax}(\operatorname{KeepTopK}(a + \epsilon \odot \operatorname{softplus}(b), k)) $$
 
-    Shazeer et al., "Outrageously Large Neural Networks" (2017), eq. 3 to 5.
+    Shazeer et al., "Outrageously Large Neural Networks" (2017).
 
     Args:
         logits: scores $a$.
@@ -103,7 +103,7 @@ def expert_choice(logits: Tensor, capacity: int) -> Tensor:
     $$ g = S \odot \operatorname{TopK}(S^\top, c)^\top, \qquad S = \operatorname{softmax}(A) $$
 
     The load of the experts is equal by construction; a token may be taken by several experts or by none. What is taken has
-    the softmax weight, the rest exactly 0. Zhou et al., "Mixture-of-Experts with Expert Choice Routing" (2022), section 3.2.
+    the softmax weight, the rest exactly 0. Zhou et al., "Mixture-of-Experts with Expert Choice Routing" (2022).
 
     Args:
         logits: a row per token, a column per expert.
