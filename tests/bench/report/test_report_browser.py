@@ -99,6 +99,8 @@ def test_a_table_sorts_by_mouse_and_by_keyboard(opened):
     value.find_element("css selector", "button").send_keys(" ")
     assert names(driver)[0] == "chance"
     assert names(driver)[-1] == "gated-attention"
+    value.find_element("css selector", "button").send_keys(" ")
+    assert names(driver) == before
     assert header.get_attribute("aria-sort") is None
 
 

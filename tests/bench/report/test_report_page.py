@@ -113,6 +113,7 @@ def test_the_page_is_small_and_the_same_each_time(study, page):
 def test_figures_take_their_colors_from_the_page(page):
     figures = "".join(re.findall(r'<svg viewBox="0 0 (?:400|200).*?</svg>', page, re.DOTALL))
     assert figures.count("<text") > 100
+    assert len(re.findall(r"<text [^>]*fill:var", figures)) == figures.count("<text")
     assert set(re.findall(r"(?:fill|stroke):([^;\"]+)", figures)) <= {"none"} | {
         f"var(--{name})" for name in ("ink", "muted", "line", "m0", "m1", "m2", "m3", "m4")
     }
@@ -227,12 +228,13 @@ def test_a_result_that_is_not_a_number_is_a_failure(own):
 
 
 def test_odd_characters_are_text(tmp_path):
-    odd = 'my.gates:<b>Gate</b>,a="$x_1$&%\u95a8'
+    odd = 'x_$y^2$:<b>Gate</b>,a="&%\u95a8'
     out = write_study(tmp_path / "s&<i>", mechanisms=("attention", odd), tasks=("<u>t</u> $y$",), failing="")
     text = report.write(out).read_text("utf-8")
     found = Page(text)
     assert found.row(odd)
     assert "s&<i>" in found.words
+    assert "x_$y^2$:&lt;b&gt;Gate&lt;/…</text>" in text
     for tag in ("<b>Gate", "<i>", "<u>"):
         assert tag not in text
 
@@ -248,6 +250,7 @@ def test_an_unfinished_study_says_so(own):
     found = written(own)
     assert "Not complete: 8 of 9 judged runs are here." in found.words
     assert found.row("mqar", "gla", "1 judged run", "missing")
+    assert "Records left out" not in found.words
 
 
 def test_a_corrupt_record_is_named_and_left_out(own):
@@ -319,7 +322,8 @@ def test_what_is_no_study_is_refused(tmp_path, make):
 def test_a_report_that_cannot_be_written_leaves_the_old_one(own, monkeypatch):
     (own / "report.html").write_text("old", "utf-8")
 
-    def full(path, *_):
+    def full(path, text, *_):
+        path.write_bytes(text[:100].encode())
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(Path, "write_text", full)

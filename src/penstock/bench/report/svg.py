@@ -25,7 +25,7 @@ def inline(figure: Figure, name: str, label: str) -> Markup:
     file = io.StringIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(file, format="svg", transparent=True)
     root = ET.fromstring(file.getvalue())  # noqa: S314 - matplotlib wrote it just now
     _prune(root)
     _own_ids(root, name)
@@ -39,7 +39,7 @@ def inline(figure: Figure, name: str, label: str) -> Markup:
 
 
 def _prune(root: ET.Element) -> None:
-    """Drop the metadata, and the style sheet, which would reach into the page."""
+    """Drop the metadata, which has the date, and the style sheet, which would reach into the page."""
     for parent in list(root.iter()):
         for child in list(parent):
             style = child.tag == f"{NAMESPACE}defs" and child.find(f"{NAMESPACE}style") is not None
