@@ -6,7 +6,7 @@ import inspect
 import re
 
 import pytest
-from source import FILES, imports, module_of, shown, tree
+from source import FILES, REPOSITORY, imports, module_of, shown, tree
 
 import penstock
 from penstock.core import Mechanism
@@ -102,3 +102,10 @@ def test_a_mechanism_without_a_card_is_called_abstract(path):
 def test_placement_is_what_the_arguments_leave_out():
     for name in MECHANISMS:
         assert not set(penstock.get(name)(**cards()[name].example).arguments) & set(PLACEMENT)
+
+
+def test_every_claim_is_about_an_entry_of_the_catalogue():
+    claimed = set()
+    for path in (REPOSITORY / "tests" / "claims").glob("*.py"):
+        claimed |= set(re.findall(r'mark\.claim\("([^"]+)"\)', path.read_text("utf-8")))
+    assert claimed - set(cards()) == set()
