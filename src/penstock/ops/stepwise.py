@@ -18,6 +18,8 @@ Loop = Callable[..., tuple[Tensor, Tensor]]
 def stepwise(name: str, loop: Loop, width: Callable[..., int]) -> Callable[[Inputs, Tensor], tuple[Tensor, Tensor]]:
     """Make a loop one that can be traced: `call(inputs, state) -> outputs (B, T, width), last state`.
 
+    It runs in the precision of its tensors, whatever autocast says.
+
     Args:
         name: of the operator.
         loop: from inputs, the first of them `(B, T, ...)`, and a state to the outputs and the last state.
@@ -62,6 +64,7 @@ def stepwise(name: str, loop: Loop, width: Callable[..., int]) -> Callable[[Inpu
     operator = getattr(torch.ops.penstock, name).default
 
     def call(inputs: Inputs, state: Tensor) -> tuple[Tensor, Tensor]:
-        return operator(list(inputs), state) if traced() else reference(inputs, state)
+        with torch.autocast(state.device.type, enabled=False):
+            return operator(list(inputs), state) if traced() else reference(inputs, state)
 
     return call
