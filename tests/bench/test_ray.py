@@ -6,7 +6,7 @@ import pytest
 from comparison_stubs import SIZES, TASK, compare_inline, study
 from rich.console import Console
 
-from penstock.bench import compare, ray_runner
+from penstock.bench import compare, comparison, ray_runner
 from penstock.bench.job import Job
 from penstock.bench.record import read
 from penstock.core import ConfigError
@@ -19,7 +19,7 @@ TIMED = {"tokens_per_s", "decode_tokens_per_s"}
 def _stubs_are_found(monkeypatch):
     pytest.importorskip("ray")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    monkeypatch.setattr(ray_runner, "start", two_processes)
+    monkeypatch.setattr(comparison, "start", two_processes)
 
 
 def two_processes(address):
@@ -72,3 +72,4 @@ def test_no_cluster_is_an_error_in_a_line(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="there is no Ray cluster at 'auto'") as caught:
         compare(["gla"], ["mqar"], out=tmp_path / "out", ray="auto", device="cpu")
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()

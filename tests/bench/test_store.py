@@ -168,5 +168,5 @@ def test_a_comparison_waits_for_workers_of_a_killed_one(tmp_path):
 @pytest.mark.parametrize("place", ["file/below", "file"])
 def test_a_folder_that_cannot_be_written(tmp_path, place):
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"(Not a directory|File exists)"):
+    with pytest.raises(DataError, match=r"cannot write in .*: (Not a directory|File exists)"):
         compare_inline(tmp_path / place, study("Plain"))

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from penstock.bench.execute import one_line
 from penstock.bench.index import write_index
 from penstock.bench.loggers import TRACKERS
 from penstock.bench.progress import Progress
-from penstock.bench.ray_runner import RayWorkers
+from penstock.bench.ray_runner import RayWorkers, start
 from penstock.bench.results import Results
 from penstock.bench.runner import Runner, conduct
 from penstock.bench.store import Store, opened
@@ -70,11 +71,13 @@ def compare(
     study = resolve(mechanisms, tasks, spec=spec, text=text, options=options, **values)
     check_workers(workers)
     check_tracker(log)
+    cluster = start(ray) if ray else None
     again = command(mechanisms, tasks, values, options, spec=spec, text=text, out=out, workers=workers, ray=ray, log=log)
     with opened(out, study, again, lambda line: console.print(line, markup=False, soft_wrap=True)) as store:
         try:
             cells = make_cells(study)
-            do_runs(study, cells, store, console, workers, ray, log)
+            with closing(make_runner(study, store, workers, cluster, log)) as runner, Progress(study, console) as progress:
+                conduct(cells, store, runner, progress)
         except KeyboardInterrupt:
             console.print(f"Stopped; what is finished is kept. To go on: {again}", markup=False, soft_wrap=True)
             raise
@@ -112,21 +115,12 @@ def sized(study: Study, task: Task, mechanism: Choice, target: int) -> match.Siz
         return one_line(error)
 
 
-def do_runs(
-    study: Study, cells: list[Cell], store: Store, console: Console, workers: int | None, ray: str | None, log: str | None
-) -> None:
-    """Do every run that is not recorded."""
-    with Progress(study, console) as progress:
-        runner: Runner
-        if ray is None:
-            slots = workers or default_workers(study)
-            runner = Workers(store.out, store.out.name, slots, study.threads, study.device, log)
-        else:
-            runner = RayWorkers(store.out, store.out.name, ray, workers, study.threads, study.device, log)
-        try:
-            conduct(cells, store, runner, progress)
-        finally:
-            runner.close()
+def make_runner(study: Study, store: Store, workers: int | None, cluster: Any, log: str | None) -> Runner:
+    """Return what does the runs: a Ray cluster where there is one, and else processes here."""
+    out, name = store.out, store.out.name
+    if cluster is not None:
+        return RayWorkers(cluster, out, name, workers, study.threads, study.device, log)
+    return Workers(out, name, workers or default_workers(study), study.threads, study.device, log)
 
 
 def default_workers(study: Study) -> int:

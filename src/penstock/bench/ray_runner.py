@@ -17,9 +17,9 @@ class RayWorkers:
     other works in a folder of its own and sends the finished record back.
 
     Args:
+        ray: what `start` returned.
         out: the study's folder.
         study: its name.
-        address: of the cluster; `auto` takes the one this machine belongs to, `local` starts one here.
         slots: how many runs are done at a time; by default as many as the cluster has room for.
         threads: CPU threads of a run.
         device: what a run needs.
@@ -27,9 +27,9 @@ class RayWorkers:
     """
 
     def __init__(
-        self, out: Path, study: str, address: str, slots: int | None, threads: int, device: str, log: str | None
+        self, ray: Any, out: Path, study: str, slots: int | None, threads: int, device: str, log: str | None
     ) -> None:
-        self.ray = start(address)
+        self.ray = ray
         self.out, self.study, self.log = out.resolve(), study, log
         needs: dict[str, Any] = {"num_cpus": threads, "num_gpus": int(device == "cuda"), "max_retries": 0}
         count = str(threads)
@@ -38,8 +38,7 @@ class RayWorkers:
         room = self.ray.cluster_resources()
         fits = int(room.get("GPU", 0) if device == "cuda" else room.get("CPU", 0) // threads)
         if not fits:
-            self.ray.shutdown()
-            raise ConfigError(f"compare: no node of the Ray cluster at {address!r} has what a run on {device!r} needs")
+            raise ConfigError(f"compare: no node of the Ray cluster has what a run on {device!r} needs")
         self.slots = min(slots, fits) if slots else fits
         self._flying: dict[Any, Job] = {}
 
@@ -74,7 +73,11 @@ class RayWorkers:
 
 
 def start(address: str) -> Any:
-    """Connect to a cluster and return Ray; a missing package or cluster is a `ConfigError`."""
+    """Connect to a cluster and return Ray; a missing package or cluster is a `ConfigError`.
+
+    Args:
+        address: `auto` stands for the cluster this machine belongs to, `local` starts one here.
+    """
     try:
         import ray
     except ModuleNotFoundError as error:

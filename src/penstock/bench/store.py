@@ -77,6 +77,10 @@ def opened(out: Path, study: Study, command: str, note: Callable[[str], None]) -
     """Yield the store of a study in `out`, made if need be, for this process alone."""
     try:
         out.mkdir(parents=True, exist_ok=True)
+        (out / ".lock").touch()
+    except OSError as error:
+        raise DataError(f"compare: cannot write in {out}: {error.strerror or error}") from error
+    try:
         with alone(out):
             check_same(out, study, note)
             record.write_json(out / "study.json", {"study": out.name, **study.plain(), "command": command})
