@@ -11,15 +11,18 @@ function stem(word, endings) {
 
 function rank(query, index) {
   const typed = words(query);
+  const initials = typed.map((word) => word[0]).join("");
   const names = Object.keys(index.entries);
   const fit = (i, word) => (typed[i] === word ? 1 : word.startsWith(stem(typed[i], index.endings)) ? 0.5 : 0);
 
   function counts(i, fields) {
     let total = 0;
     for (const [field, there] of Object.entries(fields)) {
+      const short = field === "name" && typed.length > 1 && there.includes(initials);
       const fits = there.map((word) => fit(i, word));
-      const follows = i > 0 && fits.some((value, at) => value && at > 0 && fit(i - 1, there[at - 1]));
-      total += index.weights[field] * Math.max(0, ...fits) * (follows ? 2 : 1);
+      const best = short ? 1 : Math.max(0, ...fits);
+      const follows = i > 0 && (short || fits.some((value, at) => value && at > 0 && fit(i - 1, there[at - 1])));
+      total += index.weights[field] * best * (follows ? 2 : 1);
     }
     return total;
   }

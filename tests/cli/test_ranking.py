@@ -32,6 +32,12 @@ def test_words_in_the_typed_order_count_double():
     assert rank("linear attention", entries) == ["b", "a"]
 
 
+def test_a_name_of_initials_is_found_by_the_words():
+    entries = {"gated-memory": entry(name="gated memory", title="gated memory"), "gam": entry(name="gam")}
+    assert rank("gated associative memory", entries)[0] == "gam"
+    assert rank("gated associative", entries) == ["gated-memory"]
+
+
 @pytest.mark.parametrize("typed", ["gate", "gates", "gated", "gating"])
 def test_forms_of_a_word_find_one_another(typed):
     entries = {form: entry(name=form) for form in ("gate", "gates", "gated", "gating", "goal")}

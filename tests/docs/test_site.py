@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 QUERIES = [
     "forget gate",
     "linear attention",
+    "gated linear attention",
     "sigmoid attention sink",
     "gating",
     "SwiGLU",

@@ -29,7 +29,8 @@ def rank(query: str, entries: Mapping[str, Fields]) -> list[str]:
     """Return the names of the entries that fit, best first.
 
     A word counts once for each field it is in, half where only its stem begins a word there, and twice where it follows
-    the word typed before it. A word that few entries have counts more, and so does an entry that has more of the words.
+    the word typed before it. All words are in a name that is made of their initials. A word that few entries have counts
+    more, and so does an entry that has more of the words.
 
     Args:
         query: what was typed.
@@ -49,11 +50,14 @@ def rank(query: str, entries: Mapping[str, Fields]) -> list[str]:
 
 
 def _counts(typed: Sequence[str], i: int, fields: Fields) -> float:
+    initials = "".join(word[0] for word in typed)
     total = 0.0
     for field, there in fields.items():
+        short = field == "name" and len(typed) > 1 and initials in there
         fits = [_fit(typed[i], word) for word in there]
-        best = max(fits, default=0.0)
-        follows = i > 0 and any(fit and _fit(typed[i - 1], before) for fit, before in zip(fits[1:], there[:-1], strict=True))
+        best = 1.0 if short else max(fits, default=0.0)
+        pairs = zip(fits[1:], there[:-1], strict=True)
+        follows = i > 0 and (short or any(fit and _fit(typed[i - 1], before) for fit, before in pairs))
         total += WEIGHTS[field] * best * (2 if follows else 1)
     return total
 
