@@ -20,9 +20,10 @@ def test_gate_and_value_of_a_bilinear_layer_are_the_same():
 
 @pytest.mark.claim("reglu")
 def test_a_rectified_gate_makes_the_layer_quadratic_along_a_ray():
-    layer = penstock.build("reglu", dim=4, hidden=6).double()
+    gated, plain = (penstock.build(name, dim=4, hidden=6).double() for name in ("reglu", "ffn"))
     x = torch.randn(3, 4, dtype=torch.float64)
-    torch.testing.assert_close(layer(3 * x), 9 * layer(x))
+    torch.testing.assert_close(gated(30 * x), 900 * gated(x))
+    torch.testing.assert_close(plain(30 * x), 30 * plain(x))
 
 
 @pytest.mark.claim("glu")
