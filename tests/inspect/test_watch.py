@@ -180,16 +180,22 @@ def test_inference_mode_inside_and_outside():
         model(x)
     assert [row.calls for row in inner.table()] == [1, 1]
     assert [row.calls for row in outer.table()] == [2, 2]
+    with torch.inference_mode():
+        gates = watch(model)
+    with gates:
+        model(x)
+    assert [row.calls for row in gates.table()] == [1, 1]
 
 
 def test_low_precision_is_counted_in_full():
-    layer = Layer()
-    with watch(layer) as gates:
-        for _ in range(300):
-            layer(torch.full((1000,), 0.3, dtype=torch.bfloat16))
+    glu = penstock.build("glu", dim=8, dtype=torch.bfloat16)
+    with watch(glu, keep=True) as gates:
+        glu(torch.randn(10_000, 8, dtype=torch.bfloat16))
     (row,) = gates.table()
-    assert row.count == 300_000
-    assert row.mean == pytest.approx(0.3, abs=1e-3)
+    g = gates.values("gate").double().numpy()
+    assert row.count == g.size
+    assert row.mean == pytest.approx(g.mean(), rel=1e-6)
+    assert row.entropy == pytest.approx(-(g * np.log2(g) + (1 - g) * np.log2(1 - g)).mean(), rel=1e-6)
 
 
 def test_values_are_those_of_the_latest_call():

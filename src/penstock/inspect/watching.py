@@ -47,13 +47,10 @@ class Watch:
         if self._open:
             raise ConfigError("watch: already watching; for a second view of the model, call watch again")
         self._open = ExitStack()
-        was_loaded = "torch._dynamo" in sys.modules
-        if was_loaded and not self.compiled:
-            self._open.enter_context(torch.compiler.set_stance("force_eager"))
         if self.compiled:
             torch.compiler.reset()
-        if self.compiled or not was_loaded:
-            self._open.callback(_forget_compiled)
+        elif "torch._dynamo" in sys.modules:
+            self._open.enter_context(torch.compiler.set_stance("force_eager"))
         for gate, statistics in self._seen.items():
             self._open.callback(gate.register_forward_hook(statistics.see).remove)
         return self
@@ -101,7 +98,8 @@ def watch(model: nn.Module, *, every: int = 1, keep: bool = False, compiled: boo
 
     What `torch.compile` has compiled does not look for hooks that came later. So compiled code is passed over and the model
     runs eagerly inside the block; afterwards it is used again as it was. A long watch of a compiled model does better with
-    `compiled=True`, which forgets all compiled code of the process on entering and on leaving and compiles the hooks in.
+    `compiled=True`, which on entering forgets all compiled code of the process, so that the hooks are compiled in; code with
+    hooks in it is compiled once more after they are gone.
 
     Args:
         model: any module.
@@ -131,9 +129,3 @@ def owner_of(model: nn.Module, path: str) -> tuple[Mechanism | None, str]:
         if isinstance(part, Mechanism) and card and (stated := card.gates.get(".".join(steps[depth:]))):
             return part, stated
     return None, ""
-
-
-def _forget_compiled() -> None:
-    """Forget compiled code, if there can be any."""
-    if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()
