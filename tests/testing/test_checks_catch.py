@@ -31,9 +31,6 @@ def building(*, place="device dtype", after=lambda self: None):
     return init
 
 
-# Construction.
-
-
 def bare(self, dim: int) -> None:
     AbstractGated.__init__(self, dim)
 
@@ -96,8 +93,6 @@ CASES.add(
     ),
     mix=lambda self, x, gate: plain(self, x, gate) * self.one,
 )
-
-# Values.
 
 
 def count(self):
@@ -206,8 +201,6 @@ CASES.add(
     mix=lambda self, x, gate: self.out(gate * self.to_value(x) + 100) - self.out(torch.full_like(gate, 100)),
 )
 
-# Gradients.
-
 
 def unused(self):
     self.idle = torch.nn.Parameter(torch.zeros_like(self.out.bias))
@@ -240,7 +233,6 @@ CASES.add(
     mix=lambda self, x, gate: plain(self, x, gate) + (0 * self.to_value(x)).abs().sqrt().sum(-1, keepdim=True),
 )
 
-# Compiling.
 
 CASES.add(
     "compile",

@@ -33,9 +33,6 @@ def forgetting(base, trait):
     return {"traits": CARDS[base]["traits"] - {trait}}
 
 
-# Traits that are declared and do not hold.
-
-
 def averaging(self, x, state):
     return x * self.decay(torch.sigmoid(self.to_decay(x.mean(1, keepdim=True)))), state
 
@@ -106,7 +103,6 @@ CASES.add("identity_at_init", "a fresh instance: they differ", card=declaring(Ab
 CASES.add("skips", "with the gates closed the block is given 128 of 128", AbstractTokenSkip, forward=computing_all)
 CASES.add("skips", "operations with the gates closed", card=declaring(AbstractGated, "skips"))
 
-# Traits that hold and are not declared.
 
 for base, trait in (
     (AbstractDecay, "causal"),
@@ -124,8 +120,6 @@ CASES.add(
     AbstractDecay,
     scan=lambda self, x, decay, state: (x * decay, state),
 )
-
-# Contracts.
 
 
 def residual(change):
