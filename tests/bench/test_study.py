@@ -65,7 +65,7 @@ def test_a_spec_that_cannot_be_read(tmp_path):
         ({"steps": True}, "steps must be an integer of at least 1, got True"),
         ({"match": "size"}, "match must be one of 'params', 'flops', got 'size'"),
         ({"warmup": 1.5}, "warmup must be a number of at least 0 and at most 1, got 1.5"),
-        ({"lowest_rate": 1.0}, "lowest_rate 1 is above highest_rate 0.016"),
+        ({"lowest_rate": 1.0}, "lowest_rate 1 is above highest_rate 0.008"),
         ({"preset": "quik"}, "unknown preset 'quik'; did you mean 'quick'"),
         ({"stps": 3}, "unknown option 'stps'; did you mean 'steps'"),
         ({"device": "abacus"}, "device 'abacus' is not on this machine"),

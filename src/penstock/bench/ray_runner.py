@@ -84,7 +84,7 @@ def start(address: str) -> Any:
         raise ConfigError("compare: Ray is not installed; install it with: pip install 'penstock[ray]'") from error
     try:
         ray.init(address=address, log_to_driver=False, include_dashboard=False if address == "local" else None)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise ConfigError(f"compare: there is no Ray cluster at {address!r}: {' '.join(str(error).split())}") from error
     return ray
 
