@@ -21,6 +21,7 @@ def compare(  # noqa: PLR0913 - each is a flag
     ray: str | None = None,
     log: Literal["tensorboard", "mlflow", "wandb"] | None = None,
     spec: Path | None = None,
+    resume: Annotated[bool, Parameter(negative="--no-resume")] = True,
     values: Annotated[list[str] | None, Parameter(name="--set")] = None,
 ) -> None:
     """Compare gating mechanisms on equal terms and write a report.
@@ -45,11 +46,15 @@ def compare(  # noqa: PLR0913 - each is a flag
         ray: address of a Ray cluster to do the runs on; auto finds the one this machine belongs to.
         log: a tracker to send the rows of every run to as well.
         spec: a TOML file that describes the study; flags go before it.
+        resume: go on with what the folder already holds; without it, a folder that holds a study is refused.
         values: any other number of the study, key=value, such as steps=500 or dim=128, once for each.
     """
     from penstock.bench import compare as run
     from penstock.bench.choice import assignment
+    from penstock.core import ConfigError
 
+    if not resume and (out / "study.json").exists():
+        raise ConfigError(f"compare: {out} holds a study already; without --resume, name another folder with --out")
     given: dict[str, Any] = {"preset": preset, "seeds": seeds, "trials": trials, "match": match, "device": device}
     given |= dict(assignment(pair) for pair in values or ())
     run(
