@@ -87,7 +87,7 @@ def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(tmp_path, undist
 
 
 def test_a_run_goes_on_from_its_checkpoint(tmp_path):
-    out, long = tmp_path / "out", {"steps": 600, "trials": 1, "seeds": 1, "mechanisms": ["comparison_stubs:Plain"]}
+    out, long = tmp_path / "out", {"steps": 3000, "trials": 1, "seeds": 1, "mechanisms": ["comparison_stubs:Plain"]}
     process = start(out, **long)
     wait_for_work(process, out, 1)
     checkpoint = next(out.glob("runs/*/*"), out) / ".seed-0.partial" / "checkpoint.pt"
