@@ -2,6 +2,7 @@ import json
 from dataclasses import asdict
 
 import pytest
+import torch
 from comparison_stubs import TASK, Inline, compare_inline, study
 from rich.console import Console
 
@@ -123,14 +124,19 @@ def test_a_run_whose_worker_dies_is_repeated_but_not_for_ever(tmp_path, deaths, 
         assert found["error"] == "3 workers died of it; its worker was ended by signal 9"
 
 
-def test_a_run_that_cannot_go_on_from_its_checkpoint_starts_again(tmp_path):
+@pytest.mark.parametrize("left", ["no checkpoint at all", "a checkpoint of something else"])
+def test_a_run_that_cannot_go_on_from_its_checkpoint_starts_again(tmp_path, left):
     wanted = study("Plain")
     expected, _ = compare_inline(tmp_path / "expected", wanted)
     with opened(tmp_path / "out", wanted, "command", print) as store:
         job = make_cells(wanted)[0].next(store)[0]
-        (record.begin(tmp_path / "out", job) / "checkpoint.pt").write_bytes(b"no checkpoint at all")
+        checkpoint = record.begin(tmp_path / "out", job) / "checkpoint.pt"
+        checkpoint.write_text(left)
+        if left == "a checkpoint of something else":
+            torch.save({"epoch": 3}, checkpoint)
     results, _ = compare_inline(tmp_path / "out", wanted)
     assert results.leaderboard == expected.leaderboard
+    assert {found["status"] for found in records(tmp_path / "out")} == {"finished"}
 
 
 def test_unwritable_in_the_middle_stops_the_study_and_keeps_what_is_done(tmp_path):
