@@ -68,8 +68,12 @@ def test_a_node_without_the_folder_sends_the_record(tmp_path):
 
 
 def test_no_cluster_is_an_error_in_a_line(tmp_path, monkeypatch):
+    def nobody(**words):
+        raise ConnectionError("Could not find\nany running Ray instance.")
+
     monkeypatch.undo()
-    with pytest.raises(ConfigError, match="there is no Ray cluster at 'auto'") as caught:
+    monkeypatch.setattr("ray.init", nobody)
+    with pytest.raises(ConfigError, match="there is no Ray cluster at 'auto': Could not find any running") as caught:
         compare(["gla"], ["mqar"], out=tmp_path / "out", ray="auto", device="cpu")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
