@@ -32,7 +32,7 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path):
 def test_bars_with_the_remaining_time_on_a_terminal(tmp_path):
     shown = show(tmp_path, study("Plain"), force_terminal=True)
     assert "steps of all runs" in shown
-    assert "16/16" in shown
+    assert "18/18" in shown
     assert "0:00:0" in shown
 
 

@@ -26,9 +26,8 @@ def compare(  # noqa: PLR0913 - each is a flag
 ) -> None:
     """Compare gating mechanisms on equal terms and write a report.
 
-    Every mechanism gets a model of the same size, the same data in the same order, the same number of learning rates to
-    choose from, and the same seeds. A comparison that was stopped goes on when the same command is given again; mechanisms,
-    tasks and seeds can be added to one that is done.
+    Every mechanism gets a model of the same size, the same data in the same order, as many learning rates to choose from,
+    and the same seeds. The same command goes on where it was stopped; mechanisms, tasks and seeds can be added later.
 
     Args:
         mechanisms: names from `penstock list`, or package.module:Class; arguments follow after commas, as in
@@ -51,10 +50,9 @@ def compare(  # noqa: PLR0913 - each is a flag
     """
     from penstock.bench import compare as run
     from penstock.bench.choice import assignment
-    from penstock.core import ConfigError
 
-    if not resume and (out / "study.json").exists():
-        raise ConfigError(f"compare: {out} holds a study already; without --resume, name another folder with --out")
+    if not resume:
+        refuse_study(out)
     given: dict[str, Any] = {"preset": preset, "seeds": seeds, "trials": trials, "match": match, "device": device}
     given |= dict(assignment(pair) for pair in values or ())
     run(
@@ -69,3 +67,11 @@ def compare(  # noqa: PLR0913 - each is a flag
         log=log,
         **given,
     )
+
+
+def refuse_study(out: Path) -> None:
+    """Raise if the folder holds a study."""
+    from penstock.core import ConfigError
+
+    if (out / "study.json").exists():
+        raise ConfigError(f"compare: {out} holds a study already; without --resume, name another folder with --out")
