@@ -30,8 +30,7 @@ def compare(  # noqa: PLR0913 - each is a flag
     and the same seeds. The same command goes on where it was stopped; mechanisms, tasks and seeds can be added later.
 
     Args:
-        mechanisms: names from `penstock list`, or package.module:Class; arguments follow after commas, as in
-            gated-attention,heads=2. By default attention gated-attention gla hgrn gam.
+        mechanisms: names, or package.module:Class, with arguments as in gla,heads=2; five well-known ones by default.
         task: a task to compare on, once for each; by default mqar and text.
         preset: sizes and numbers: quick (minutes), standard or thorough; quick by default.
         out: the folder that everything is written to.
