@@ -103,7 +103,7 @@ def test_the_weighted_mean_has_exact_gradients_and_bears_any_key():
 @pytest.mark.claim("yaad")
 def test_a_value_far_off_moves_the_memory_no_further_than_its_limit():
     """The memory itself is held; a claim on outliers in a trained model would need a training run."""
-    from penstock.nn.recurrence.descent import YAAD
+    from penstock.ops.descent import YAAD
 
     def yaad(memory, k, v, keep, write, limit):
         return YAAD(tuple(part.unsqueeze(1) for part in (k, k, v, keep, write, limit)), memory, 1, 0)[1]

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from penstock.core import use
-from penstock.nn.recurrence import descent, gss
+from penstock.nn.recurrence import gss
+from penstock.ops import descent
 from penstock.ops.prepared import PREPARED, recording
 from penstock.ops.steps import LAGS, serves
 
@@ -24,7 +25,7 @@ def miras(name, gates):
         return name, inputs, state.log_softmax(-1) if name == "memora" else state
 
     def expected(inputs, state):
-        loop = {"moneta": descent.MONETA, "yaad": descent.YAAD, "memora": descent.MEMORA}[name]
+        loop = getattr(descent, name.upper())
         o, state = loop(inputs, state, 1, 0)
         return o.unflatten(-1, (3, -1)), state
 

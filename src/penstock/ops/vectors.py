@@ -226,6 +226,16 @@ def exp(_: Any, vector: Any) -> Any:
     return vector(vector), generate
 
 
+@intrinsic
+def larger(_: Any, vector: Any, other: Any) -> Any:
+    """Return the larger of each two numbers."""
+
+    def generate(_: Any, builder: Any, __: Any, args: Any) -> Any:
+        return builder.select(builder.fcmp_ordered(">", *args), *args)
+
+    return vector(vector, other), generate
+
+
 @njit(inline="always")
 def load_rows(array, a, b, row, column, lanes):  # noqa: ANN001, ANN201 - types are numba's
     """Return four rows of the matrix `array[a, b]`, from `row` and `column` on."""

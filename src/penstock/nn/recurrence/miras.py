@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from penstock.core import Gate, SequenceMixer, Size, check_divides, mechanism
-from penstock.nn.recurrence.descent import MEMORA, MONETA, YAAD
 from penstock.nn.recurrence.output import GatedHeadNorm
 from penstock.nn.recurrence.parts import ConvolvedHeads
 from penstock.ops.attention import default_heads
+from penstock.ops.descent import MEMORA, MONETA, YAAD
 from penstock.ops.linear import Linear
 
 State = tuple[Tensor, ...]

@@ -1,4 +1,4 @@
-"""The steps down a loss that a memory takes for each key and value, and the loops over time that are made of them.
+"""The loops over time that are made of steps down a loss.
 
 A state is `(..., H, V, K)`; keys are `(..., H, K)`, values and gates `(..., H, V)`.
 """
@@ -10,9 +10,6 @@ import torch
 from torch import Tensor
 
 from penstock.ops.linear_recurrence import linear_recurrence
-from penstock.ops.packing import whole
-from penstock.ops.steps import MIRAS, serves
-from penstock.ops.stepwise import stepwise
 
 SMALL = 1e-6
 
@@ -93,24 +90,8 @@ def pieces(series: Sequence[Tensor], chunk: int, done: int) -> Iterator[tuple[Te
     return zip(*(part.split(sizes, 1) for part in series), strict=True)
 
 
-def _width(_: Tensor, __: Tensor, v: Tensor, *___: Tensor) -> int:
-    return v.shape[2] * v.shape[3]
-
-
-def quick(name: str, loop: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Let a kernel do a step of one token where it serves it, in place of a loop."""
-    kernel = MIRAS[name]
-
-    def run(series: tuple[Tensor, ...], state: Tensor, chunk: int, done: int) -> tuple[Tensor, Tensor]:
-        q = series[0]
-        if serves(state, *series) and chunk == 1 and q.shape[1] == 1 and whole(q.shape[3]):
-            o, state = kernel(series, state)
-            return o.flatten(2), state
-        return loop(series, state, chunk, done)
-
-    return run
-
-
-MONETA = quick("moneta", stepwise("moneta", loop(moneta_slope, moneta_weight, itself), _width))
-YAAD = quick("yaad", stepwise("yaad", loop(yaad_slope, itself, itself), _width))
-MEMORA = quick("memora", stepwise("memora", loop(itself, torch.exp, normalized), _width))
+LOOPS = {
+    "moneta": loop(moneta_slope, moneta_weight, itself),
+    "yaad": loop(yaad_slope, itself, itself),
+    "memora": loop(itself, torch.exp, normalized),
+}
