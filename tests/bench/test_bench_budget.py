@@ -35,10 +35,17 @@ def test_the_command_writes_a_table_and_a_picture(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_realised_budgets_are_within_two_points_of_the_asked_ones_on_held_out_data():
-    names, asked = ["gateskip", "mixture-of-depths"], (0.3, 0.6)
-    curve = budget.measure(names, "text,length=32", asked, seeds=1, steps=60, dim=32, layers=4)
-    assert len(curve.rows) == 4
+@pytest.mark.parametrize(
+    ("names", "task", "asked"),
+    [
+        (["gateskip", "mixture-of-depths"], "text,length=32", (0.3, 0.6)),
+        (["skip-middle"], "text,length=32", (0.6, 0.85)),
+        (["evit"], "digits", (0.5, 0.7)),
+    ],
+)
+def test_realised_budgets_are_within_two_points_of_the_asked_ones_on_held_out_data(names, task, asked):
+    curve = budget.measure(names, task, asked, seeds=1, steps=60, dim=32, layers=4)
+    assert len(curve.rows) == 2 * len(names)
     for row in curve.rows:
         assert abs(row.realised - row.budget) < 0.02, row
     for name in names:
@@ -53,7 +60,9 @@ def test_realised_budgets_are_within_two_points_of_the_asked_ones_on_held_out_da
         (["gateskip"], "digits", [1.5], "target must be a share above 0"),
         (["gateskipp"], "digits", [0.5], "did you mean 'gateskip'"),
         (["swiglu"], "digits", [0.5], "unknown mechanism 'swiglu'"),
-        (["jei-dnn"], "mqar", [0.5], "jei-dnn needs a task that classifies whole sequences"),
+        (["jei-dnn"], "mqar", [0.5], "jei-dnn: needs a task that classifies whole sequences"),
+        (["evit"], "text", [0.5], "evit: needs a task that classifies sequences of features"),
+        (["skip-middle"], "digits", [0.5], "skip-middle: needs a task that predicts the next token"),
         ([], "digits", [0.5], "at least one mechanism and one budget"),
         (["gateskip"], "digitss", [0.5], "did you mean 'digits'"),
     ],
@@ -61,6 +70,27 @@ def test_realised_budgets_are_within_two_points_of_the_asked_ones_on_held_out_da
 def test_what_cannot_be_studied_is_said_before_any_work(names, task, budgets, message):
     with pytest.raises(ConfigError, match=message):
         budget.study_of(names, task, budgets)
+
+
+def test_a_budget_below_what_the_first_layers_cost_is_left_out(tmp_path):
+    curve = budget.measure(["evit", "early-exit"], "digits,scan=rows", (0.2, 1.0), seeds=1, steps=2, dim=16, layers=4)
+    assert [(row.mechanism, row.budget) for row in curve.rows] == [("evit", 1.0), ("early-exit", 1.0)]
+    report.write(curve, tmp_path)
+    svg = (tmp_path / "budget.html").read_text()
+    assert "of evit, early-exit" in svg[svg.index("<svg") :]
+
+
+def test_the_patches_that_evit_keeps_become_fewer_until_the_middle_of_its_training():
+    study, _ = budget.study_of(["evit"], "digits", [0.5], seeds=1, dim=16, layers=4)
+    model = budget.model_of(study, budget.build_task(study.tasks[0]), "evit", 0)
+    lower, keeps = budget.lowering(model, "evit", 0.5, 0.5), []
+    for done in (0.0, 0.25, 0.5, 1.0):
+        lower(done)
+        keeps.append(model.keep)
+    assert keeps[0] == 1.0
+    assert keeps[1] == pytest.approx((1 + keeps[3]) / 2)
+    assert keeps[2] == keeps[3]
+    assert abs(model.share(None) - 0.5) < 0.02
 
 
 def test_the_table_has_means_and_spread_over_seeds():

@@ -109,6 +109,7 @@ def test_counting_leaves_the_random_numbers_alone():
     [
         ("skip-middle", "text,length=16", (2, 16, 256)),
         ("early-exit", "digits,scan=rows", (2, 10)),
+        ("jei-dnn", "digits,scan=rows", (2, 10)),
         ("evit", "digits,scan=rows", (2, 10)),
     ],
 )

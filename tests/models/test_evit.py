@@ -85,6 +85,25 @@ def test_the_weights_are_those_of_the_model_that_keeps_all():
     assert torch.equal(model(inputs()), plain(inputs()))
 
 
+@pytest.mark.parametrize("more", [{}, {"fuse": False}, {"keep": 1.0}, {"drops": [0, 3]}], ids=str)
+def test_its_share_is_that_of_the_tokens_computed(more):
+    model, seen = model_of(**more), []
+    for layer in model.layers:
+        for part in (layer.project, layer.to_hidden):
+            part.register_forward_hook(lambda _m, given, _y: seen.append(given[0].shape[1]))
+    model(inputs())
+    assert model.share(inputs()) == sum(seen) / (8 * 11)
+
+
+@pytest.mark.parametrize("budget", [0.45, 0.6, 0.8, 1.0])
+def test_it_keeps_a_budget(budget):
+    model = EViT(3, 16, 4, features=5, patches=64)
+    model.calibrate(torch.empty(0), budget)
+    assert abs(model.share(torch.empty(0)) - budget) < 0.02
+    with pytest.raises(ConfigError, match=r"evit: budget must be at least the 40\.4% of the first layers, got 0\.2"):
+        model.calibrate(torch.empty(0), 0.2)
+
+
 def test_one_graph_when_compiled():
     torch._dynamo.reset()
     model = model_of()

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from penstock.core import ConfigError, DataError
-from penstock.models import JEIDNN, Classifier, EarlyExit
+from penstock.core import ConfigError, DataError, anneal
+from penstock.models import JEIDNN, Classifier, EarlyExit, build_model
 from penstock.models.exits import uncertainty
 
 
@@ -141,6 +141,23 @@ def test_a_frozen_backbone_stays_as_it_is():
     optimizer.step()
     assert all(torch.equal(p, before[name]) for name, p in model.backbone.named_parameters())
     assert all(p.grad is not None for name, p in model.named_parameters() if not name.startswith("backbone."))
+
+
+def test_from_scratch_the_backbone_learns_with_the_heads_and_then_the_gates_do():
+    torch.manual_seed(0)
+    model = build_model({"model": "jei-dnn", "classes": 3, "dim": 16, "layers": 3, "features": 4}, dtype=torch.float64)
+    x, labels, learned = inputs(), torch.arange(9) % 3, []
+    for share in (0.0, 0.4, 0.6):
+        anneal(model.train(), share)
+        model.zero_grad()
+        loss = model.objective(x, labels)
+        loss.backward()
+        learned.append({name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None})
+        expected = model.joint_loss(x, labels) + model.gates_loss(x, labels) if share > 0.5 else model.heads_loss(x, labels)
+        torch.testing.assert_close(loss, expected)
+    assert learned == [{"backbone", "norms", "heads"}] * 2 + [{"norms", "heads", "gates"}]
+    assert not model.backbone.training
+    assert model.share(x) == pytest.approx(model.depths(x).mean())
 
 
 @pytest.mark.slow

@@ -79,6 +79,32 @@ def test_closed_tokens_are_not_computed_and_the_span_leaves_them_as_they_are():
     assert opened[1] < opened[0] < tokens().numel()
 
 
+def test_its_share_is_that_of_the_layers_computed():
+    model = model_of().eval()
+    opened = [int((gate > 0).sum()) for gate in masked(model, tokens())[1]]
+    assert model.share(tokens()) == sum(opened) / (2 * tokens().numel())
+
+
+@pytest.mark.parametrize("budget", [0.4, 0.8, 1.0])
+def test_a_calibrated_budget_is_kept_on_other_data(budget):
+    model = model_of(6, bias=-2.0, scale=0.2).eval()
+    model.calibrate(tokens(96, 16), budget)
+    assert abs(model.share(tokens(96, 16, seed=2)) - budget) < 0.02
+    moved = [score.bias + model.moved for score in model.scores[1:]]
+    for score, bias in zip(model.scores[1:], moved, strict=True):
+        score.bias.data = bias.data
+    model.moved.zero_()
+    torch.testing.assert_close(model(tokens()), masked(model, tokens())[0])
+
+
+def test_budgets_that_cannot_be_kept_are_refused():
+    for budget in (0, 1.1):
+        with pytest.raises(ConfigError, match="budget: target must be a share above 0 and at most 1"):
+            model_of().calibrate(tokens(), budget)
+    with pytest.raises(ConfigError, match=r"skip-middle: budget must be at least the 50\.0% of the outer layers, got 0\.3"):
+        model_of().calibrate(tokens(), 0.3)
+
+
 def test_open_gates_are_a_transformer_with_norms_around_its_branches():
     model = model_of(bias=-50.0).eval()
     torch.testing.assert_close(model(tokens()), masked(model, tokens())[0])

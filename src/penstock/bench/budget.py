@@ -1,38 +1,37 @@
 """What a mechanism that skips is worth at each budget: quality, share computed, operations and wall-clock, over seeds."""
 
+import math
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from penstock.bench.plan.choice import Choice
+from penstock.bench.plan.choice import MODELS, Choice
 from penstock.bench.plan.match import model_spec
 from penstock.bench.plan.study import Study, build_task, resolve
 from penstock.bench.task import Task
 from penstock.bench.training.evaluate import evaluate, measuring
-from penstock.bench.training.recipe import Recipe, make_optimizer
-from penstock.bench.training.train import seeded, train
+from penstock.bench.training.recipe import Recipe
+from penstock.bench.training.train import train
 from penstock.core import ConfigError
 from penstock.core.arguments import signature
 from penstock.core.catalogue import cards, get
 from penstock.core.errors import unknown
 from penstock.gates import Budget
 from penstock.inspect.work import counting
-from penstock.models import JEIDNN, EarlyExit, build_model, calibrate, set_budget, shares
-from penstock.models.exits import AbstractExits
+from penstock.models import JEIDNN, Classifier, build_model, calibrate, set_budget, shares
 
-EXITS: dict[str, type[AbstractExits]] = {"early-exit": EarlyExit, "jei-dnn": JEIDNN}
 BUDGETS = (0.25, 0.5, 0.75, 1.0)
 SEEN = 1024
 """At most as many held-out sequences set the levels."""
-TURN = 50
-"""How many steps the heads, and then the gates, of JEI-DNN are trained at a turn."""
+HOLDS = 0.05
+"""How fast the losses of skip-middle follow its gates: the paper's rate is for runs of many more steps."""
 
 
 class Row(NamedTuple):
@@ -66,9 +65,9 @@ class Curve:
 
 
 def skipping() -> list[str]:
-    """Return the names of what can be asked for: skips with a budget, and models with exits."""
+    """Return the names of what can be asked for: skips with a budget, and models that skip."""
     skips = [card.name for card in cards().values() if card.contract == "Skip"]
-    return [*(name for name in skips if "budget" in signature(get(name)).parameters), *EXITS]
+    return [*(name for name in skips if "budget" in signature(get(name)).parameters), *MODELS]
 
 
 def study_of(mechanisms: Sequence[str], task: str, budgets: Iterable[float], **values: Any) -> tuple[Study, list[float]]:
@@ -82,10 +81,9 @@ def study_of(mechanisms: Sequence[str], task: str, budgets: Iterable[float], **v
     if not mechanisms or not asked:
         raise ConfigError("budget: at least one mechanism and one budget are needed")
     study = resolve(["attention"], [task], **values)
-    whole = not build_task(study.tasks[0]).per_position
+    on = build_task(study.tasks[0])
     for name in mechanisms:
-        if name in EXITS and not whole:
-            raise ConfigError(f"budget: {name} needs a task that classifies whole sequences, such as digits, got {task!r}")
+        model_of(study, on, name, 0)
     return study, asked
 
 
@@ -102,7 +100,8 @@ def measure(
 
     Levels are set on the validation split for each budget; what is measured is the test split. Where whole sequences are
     judged, no level is needed to skip tokens, and the top of each is computed. A mechanism whose paper trains for a budget
-    is trained for each; the others are trained once, while the budget falls to the lowest.
+    is trained for each; the others are trained once, while the budget falls to the lowest. A budget that a model cannot
+    keep, since its first layers cost more, is left out.
 
     Args:
         mechanisms: of `skipping()`.
@@ -137,91 +136,77 @@ def models(
 ) -> Iterator[tuple[float, nn.Module]]:
     """Yield a mechanism's trained model at each budget, calibrated on the validation split."""
     inputs = held_out(task).to(recipe.device)
-    if name in EXITS:
-        on_progress(f"seed {recipe.seed}, {name}")
-        model = trained_exits(EXITS[name], study, task, recipe, dense)
-        for budget in budgets:
-            if budget >= float(model.costs[0]):
-                model.calibrate(inputs, budget)
-                yield budget, model
-        return
-    per_budget = get(name).trained_for_budget
     one: nn.Module | None = None
     for budget in budgets:
-        if one is None or per_budget:
-            on_progress(f"seed {recipe.seed}, {name}" + (f", budget {budget:g}" if per_budget else ""))
-            model = model_of(study, task, name, recipe.seed)
-            one = trained(model, task, recipe, None if per_budget else budgets[0], budget)
-        set_budget(one, budget)
-        if task.per_position:
-            calibrate(one, inputs)
+        model: Any = model_of(study, task, name, recipe.seed, budget)
+        if name in MODELS and budget < model.least:
+            continue
+        if one is None or per_budget(name):
+            on_progress(f"seed {recipe.seed}, {name}" + (f", budget {budget:g}" if per_budget(name) else ""))
+            if isinstance(model, JEIDNN):
+                model.backbone.load_state_dict(dense.state_dict())
+            one = trained(model, task, recipe, lowering(model, name, budget, budgets[0]))
+        if name in MODELS:
+            cast("Any", one).calibrate(inputs, budget)
+        else:
+            set_budget(one, budget)
+            if task.per_position:
+                calibrate(one, inputs)
         yield budget, one
 
 
-def model_of(study: Study, task: Task, skip: str | None, seed: int) -> nn.Module:
-    """Return an untrained model with attention and SwiGLU, which skips by `skip`.
+def per_budget(name: str) -> bool:
+    """Tell whether a mechanism is trained for each budget, as in its paper."""
+    return name in ("evit", "skip-middle") if name in MODELS else get(name).trained_for_budget
+
+
+def lowering(model: Any, name: str, budget: float, lowest: float) -> Callable[[float], None]:
+    """Return what sets how much is computed, when it is told which share of the training is done.
+
+    The share of the patches that EViT keeps falls along a cosine, as in its paper, and stays in the second half.
+    """
+    if name == "evit":
+        model.calibrate(torch.empty(0), budget)
+        keep = model.keep
+
+        def shrink(done: float) -> None:
+            model.keep = keep + (1 - keep) * (1 + math.cos(math.pi * min(1.0, 2 * done))) / 2
+
+        return shrink
+    if name in MODELS:
+        return lambda _done: None
+    if per_budget(name):
+        return lambda _done: set_budget(model, budget)
+    return lambda done: set_budget(model, 1 - (1 - lowest) * done)
+
+
+def model_of(study: Study, task: Task, skip: str | None, seed: int, budget: float = 1.0) -> nn.Module:
+    """Return an untrained model with attention and SwiGLU, which skips by `skip`, or the model of that name.
 
     Where every position is judged it does not look ahead: tokens are chosen by a level, and else the top of each sequence.
+    Skip-middle is to close its gates in the middle as far as the budget asks for.
     """
-    spec = model_spec(study, task, Choice("attention", "attention"), study.dim, None)
-    if skip is not None:
-        spec["skip"] = {"mechanism": skip, "budget": 1.0, "select": "level" if task.per_position else "top"}
+    if skip in MODELS:
+        arguments = {"end": max(0.0, 2 * budget - 1), "rate": HOLDS} if skip == "skip-middle" else {}
+        spec = model_spec(study, task, Choice(skip, skip, arguments), study.dim, None)
+    else:
+        spec = model_spec(study, task, Choice("attention", "attention"), study.dim, None)
+        if skip is not None:
+            spec["skip"] = {"mechanism": skip, "budget": 1.0, "select": "level" if task.per_position else "top"}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build_model(spec)
+        model = build_model(spec)
+    if isinstance(model, JEIDNN):
+        return JEIDNN(cast("Classifier", model.backbone))
+    return model
 
 
-def trained(
-    model: nn.Module, task: Task, recipe: Recipe, falls_to: float | None = None, budget: float | None = None
-) -> nn.Module:
-    """Return the model, trained at a budget, or while its budget falls from 1 to `falls_to`."""
-    if budget is not None:
-        set_budget(model, budget if falls_to is None else 1.0)
-
-    def lower(done: int, steps: int, _loss: float) -> None:
-        if falls_to is not None:
-            set_budget(model, 1 - (1 - falls_to) * done / steps)
-
+def trained(model: nn.Module, task: Task, recipe: Recipe, lower: Callable[[float], None] = lambda _done: None) -> nn.Module:
+    """Return the model, trained while `lower` is told which share of the steps is done."""
+    lower(0.0)
     with tempfile.TemporaryDirectory() as folder:
-        train(model, task, recipe, Path(folder), lower)
+        train(model, task, recipe, Path(folder), lambda done, steps, _loss: lower(done / steps))
     return model.eval()
-
-
-def trained_exits(kind: type[AbstractExits], study: Study, task: Task, recipe: Recipe, dense: nn.Module) -> AbstractExits:
-    """Return a model with exits: trained whole, or added to the trained full model, heads and gates by turns."""
-    if not issubclass(kind, JEIDNN):
-        model = kind(model_of(study, task, None, recipe.seed)).to(recipe.device)  # type: ignore[arg-type]
-        descend(model, task, recipe, lambda _step: model.heads_loss)
-        return model.eval()
-    backbone = model_of(study, task, None, recipe.seed).to(recipe.device)
-    backbone.load_state_dict(dense.state_dict())
-    jei = kind(backbone).to(recipe.device)  # type: ignore[arg-type]
-    warm = recipe.steps // 3
-
-    def loss_at(step: int) -> Callable[[Tensor, Tensor], Tensor]:
-        if step < warm:
-            return jei.heads_loss
-        return jei.gates_loss if (step - warm) // TURN % 2 == 0 else jei.joint_loss
-
-    descend(jei, task, recipe, loss_at)
-    return jei.eval()
-
-
-def descend(
-    model: nn.Module, task: Task, recipe: Recipe, loss_at: Callable[[int], Callable[[Tensor, Tensor], Tensor]]
-) -> None:
-    """Train a model by losses of inputs and labels, a step at a time."""
-    optimizer = make_optimizer(model, recipe)
-    model.train()
-    with seeded(recipe.seed, torch.device(recipe.device)):
-        for step in range(recipe.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.rate(step)
-            batch = task.batch("train", recipe.seed, step, recipe.batch).to(recipe.device)
-            optimizer.zero_grad(set_to_none=True)
-            loss_at(step)(batch.inputs, batch.targets).backward()
-            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-            optimizer.step()
 
 
 def held_out(task: Task) -> Tensor:
@@ -236,8 +221,8 @@ def judged(name: str, budget: float, model: nn.Module, dense: nn.Module, task: T
     with measuring(model):
         for batch in task.evaluation("test", recipe.batch):
             x = batch.inputs.to(recipe.device)
-            if isinstance(model, AbstractExits):
-                part = float(model.depths(x).mean())
+            if name in MODELS:
+                part = cast("Any", model).share(x)
             else:
                 with shares(model) as each:
                     model(x)

@@ -25,7 +25,7 @@ def budget(
     wall-clock are measured beside the same model in full.
 
     Args:
-        mechanisms: skips with a budget, such as gateskip, or models with exits: early-exit, jei-dnn.
+        mechanisms: skips with a budget, such as gateskip, or models that skip: early-exit, evit, jei-dnn, skip-middle.
         task: the task, with options as in digits,scan=rows.
         budget: a share of the layers or tokens to compute, once for each; by default 0.25, 0.5, 0.75 and 1.
         seeds: how often all is repeated.

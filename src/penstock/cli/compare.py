@@ -36,7 +36,7 @@ def compare(  # noqa: PLR0913 - each is a flag
         mechanisms: names, or package.module:Class, with arguments as in gla,heads=2; five well-known ones by default, and
             attention beside skips, routers and activations.
         skip: a way of skipping tokens, in every layer of a model with attention and SwiGLU, or a model that skips:
-            early-exit, evit, skip-middle; once for each.
+            early-exit, evit, jei-dnn, skip-middle; once for each.
         router: a router of a mixture of experts in the place of SwiGLU, beside attention, once for each.
         activation: an activation function, a mechanism or a name of the survey, of a plain feed-forward layer in the place
             of SwiGLU, beside attention, once for each.

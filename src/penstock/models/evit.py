@@ -19,9 +19,18 @@ from penstock.core import ConfigError, Gate, ShapeError, Share, Size, listed
 from penstock.core.module import MechanismType
 from penstock.gates import Budget, top_k
 from penstock.models.sequence import KINDS
+from penstock.models.skipping import affordable
 from penstock.ops.attention import Projections
 from penstock.ops.linear import Linear
 from penstock.ops.plan import plan_tokens
+
+STEPS = 1000
+"""Of how many shares `calibrate` takes the best."""
+
+
+def kept(share: float, patches: int) -> int:
+    """Return how many patches a share of them is."""
+    return math.ceil(share * patches - 1e-9)
 
 
 class Patches(nn.Module):
@@ -40,7 +49,7 @@ class Patches(nn.Module):
         q, k, v = (part.transpose(1, 2) for part in self.project(self.norm(x)))
         x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         patches = x.shape[1] - 1
-        count = math.ceil(share * patches - 1e-9)
+        count = kept(share, patches)
         if count < patches:
             seen = (q[:, :, :1] @ k.mT / q.shape[-1] ** 0.5).softmax(-1).mean(1)[:, 0, 1:]
             x = self.reorganize(x, seen, count, fuse=fuse)
@@ -123,6 +132,35 @@ class EViT(nn.Module, metaclass=MechanismType):
     @keep.setter
     def keep(self, share: float) -> None:
         self._keep = Budget(share)
+
+    @property
+    def least(self) -> float:
+        """The least share of the tokens that a `keep` computes."""
+        return self.computed(1 / STEPS)
+
+    def share(self, x: Tensor) -> float:  # noqa: ARG002 - every input costs the same
+        """Return what is computed of inputs like `x`: the share of all tokens, in the mean over attention and channels."""
+        return self.computed(self.keep)
+
+    def computed(self, keep: float) -> float:
+        """Return the share of all tokens that is computed with that `keep`."""
+        tokens, total = self.patches + 1, 0
+        for number in range(len(self.layers)):
+            total += tokens
+            count = kept(keep, tokens - 1)
+            if number in self.drops and count < tokens - 1:
+                tokens = 1 + count + self.fuse
+            total += tokens
+        return total / (2 * len(self.layers) * (self.patches + 1))
+
+    def calibrate(self, x: Tensor, budget: float) -> None:  # noqa: ARG002 - every input costs the same
+        """Set `keep` to where the share of the tokens computed of inputs like `x` comes nearest to the budget.
+
+        Raises:
+            ConfigError: if the budget is not above 0 and at most 1, or below what the least `keep` computes.
+        """
+        affordable("evit", budget, self.least, "the first layers")
+        self.keep = min((n / STEPS for n in range(1, STEPS + 1)), key=lambda keep: abs(self.computed(keep) - budget))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the class logits of the patches `x` `(B, patches, features)`."""

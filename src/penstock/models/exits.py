@@ -14,12 +14,16 @@ from torch import Tensor, nn
 
 from penstock.core import ConfigError, Gate, NonNegative, listed
 from penstock.core.module import MechanismType
-from penstock.gates import Budget, check_scores
+from penstock.gates import check_scores
 from penstock.models.classifier import Classifier
 from penstock.models.sequence import KINDS
+from penstock.models.skipping import affordable
 from penstock.models.sockets import Socket
 from penstock.ops.linear import Linear
 from penstock.ops.plan import plan_rows, put
+
+WARM = 0.5
+"""The share of its training in which JEI-DNN has no gates."""
 
 
 class AbstractExits(nn.Module, metaclass=MechanismType):
@@ -77,6 +81,15 @@ class AbstractExits(nn.Module, metaclass=MechanismType):
         """What each exit and the end cost, `(exits + 1,)`: the share of the layers computed."""
         return torch.tensor([*self.after, len(self.backbone.layers)]) / len(self.backbone.layers)
 
+    @property
+    def least(self) -> float:
+        """The share of the layers that the first exit costs."""
+        return float(self.costs[0])
+
+    def share(self, x: Tensor) -> float:
+        """Return the share of the layers computed, in the mean over the examples of `x`."""
+        return float(self.depths(x).mean())
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the class logits of `x`, each example's from the exit that it takes."""
         return self.onwards(self.backbone.enter(x), 0)
@@ -126,11 +139,8 @@ class AbstractExits(nn.Module, metaclass=MechanismType):
         Raises:
             ConfigError: if the budget is not above 0 and at most 1, or below what the first exit costs.
         """
-        Budget(budget)
+        affordable(self.name, budget, self.least, "the first exit")
         costs = self.costs.to(self.levels.device)
-        if budget < costs[0]:
-            least = float(costs[0])
-            raise ConfigError(f"{self.name}: budget must be at least the {least:.1%} of the first exit, got {budget!r}")
         training = self.training
         self.eval()
         ready = torch.stack([self.scores(one, n) for n, one in enumerate(self.every(x)[:-1])], 1)
@@ -215,19 +225,24 @@ class JEIDNN(AbstractExits):
 
     with $c_l$ four measures of how uncertain head l is (`uncertainty`). An example leaves where a gate reaches one half, or
     the level that `calibrate` sets. Train all heads by `heads_loss` first, then heads by `joint_loss` and gates by
-    `gates_loss` by turns, as the paper does. The weights of the heads' losses keep their sum, as in the authors' code, and
-    have no gradient, which their code lets through and which cancels them there.
+    `gates_loss`. The paper takes turns of many steps; neither loss has a gradient for what the other trains, and `objective`
+    is their sum. The weights of the heads' losses keep their sum, as in the authors' code, and have no gradient, which their
+    code lets through and which cancels them there.
 
     Args:
         backbone: a trained classifier of whole sequences.
         after: the layers, counted from 1, behind which there is an exit; by default all but the last.
         cost: what all layers cost beside the cross-entropy in nats, $\lambda$.
+        frozen: leave the backbone as it is from the start; without it, the backbone is trained with the heads, and frozen
+            where `anneal` says that training has come to its middle and the gates are trained.
     """
 
-    def __init__(self, backbone: Classifier, after: Sequence[int] | None = None, *, cost: NonNegative = 0.7) -> None:
-        super().__init__(backbone, after, frozen=True)
+    def __init__(
+        self, backbone: Classifier, after: Sequence[int] | None = None, *, cost: NonNegative = 0.7, frozen: bool = True
+    ) -> None:
+        super().__init__(backbone, after, frozen=frozen)
         weight = backbone.head.weight
-        self.cost = cost
+        self.cost, self.gated = cost, False
         self.gates = nn.ModuleList([Linear(4, 1, device=weight.device, dtype=weight.dtype) for _ in self.after])
 
     def scores(self, logits: Tensor, exit: int) -> Tensor:  # noqa: A002 - what it is
@@ -240,24 +255,64 @@ class JEIDNN(AbstractExits):
         stays = torch.cat([torch.ones_like(gates[:, :1]), (1 - gates).cumprod(1)], 1)
         return torch.cat([gates * stays[:, :-1], stays[:, -1:]], 1)
 
+    def anneal(self, share: float) -> None:
+        """Freeze the backbone and train the gates from the middle of training on; called before each step."""
+        self.gated = share >= WARM
+        if self.gated and not self.frozen:
+            self.frozen = True
+            self.backbone.requires_grad_(False).eval()
+
+    def objective(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Return `heads_loss` until the middle of training, and then the losses of heads and gates."""
+        if not self.gated:
+            return self.heads_loss(x, labels)
+        logits = self.every(x)
+        return self.weighted(logits, labels) + self.gating(logits, labels)
+
     def joint_loss(self, x: Tensor, labels: Tensor) -> Tensor:
         """Return the heads' cross-entropies, weighted by how likely examples leave there."""
-        logits = self.every(x)
+        return self.weighted(self.every(x), labels)
+
+    def gates_loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Return the gates' cross-entropy with having come to the exit where error and cost together are least."""
+        with torch.no_grad():
+            logits = self.every(x)
+        return self.gating(logits, labels)
+
+    def weighted(self, logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+        """Return `joint_loss` of the logits of all exits."""
         each = torch.stack([F.cross_entropy(one, labels, reduction="none") for one in logits[:-1]], 1)
         with torch.no_grad():
             weights = self.leaving(logits)[:, :-1]
             weights = weights * (each.sum(1) / (weights * each).sum(1).clamp_min(1e-12)).unsqueeze(1)
         return (weights * each).sum(1).mean()
 
-    def gates_loss(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Return the gates' cross-entropy with having come to the exit where error and cost together are least."""
+    def gating(self, logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+        """Return `gates_loss` of the logits of all exits."""
         with torch.no_grad():
-            logits = self.every(x)
             each = torch.stack([F.cross_entropy(one, labels, reduction="none") for one in logits], 1)
             best = (each + self.cost * self.costs.to(each)).argmin(1)
-            exits = torch.arange(len(self.after), device=x.device)
+            exits = torch.arange(len(self.after), device=best.device)
             wanted = (exits >= best.unsqueeze(1)).to(each.dtype)
             open_share = wanted.mean(0)
             rarity = ((1 - open_share) / open_share.clamp_min(1e-6)).clamp(max=5.0)
         found = torch.cat([self.gates[n](uncertainty(one)) for n, one in enumerate(logits[:-1])], 1)
         return F.binary_cross_entropy_with_logits(found, wanted, pos_weight=rarity, reduction="none").sum(1).mean()
+
+
+def jei_dnn(
+    classes: int,
+    dim: int,
+    layers: int,
+    mixer: Socket = "attention",
+    channel: Socket = "swiglu",
+    *,
+    after: Sequence[int] | None = None,
+    cost: NonNegative = 0.7,
+    **shape: Any,
+) -> JEIDNN:
+    """Return a new classifier with exits and gates, of which nothing is trained; the arguments are those of `early_exit`."""
+    return JEIDNN(Classifier(classes, dim, layers, mixer, channel, **shape), after, cost=cost, frozen=False)
+
+
+KINDS["jei-dnn"] = jei_dnn

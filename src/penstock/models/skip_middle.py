@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from penstock.core import AuxiliaryLosses, ChannelMixer, ConfigError, Fraction, Gate, Positive, ShapeError, Size, listed
 from penstock.models.sequence import SequenceModel
+from penstock.models.skipping import affordable
 from penstock.models.sockets import Socket, fill
 from penstock.ops.attention import Projections, rotary
 from penstock.ops.linear import Linear
@@ -24,6 +25,8 @@ LEAST = 1e-6
 BAND = 0.01
 GROUPS = 4
 """In how many groups sequences are computed that have different numbers of open tokens."""
+FARTHEST, HALVINGS = 2.0**12, 20
+"""How far scores may be moved to keep a budget, and how often the range of that is halved."""
 
 
 class MiddleBlock(nn.Module):
@@ -61,7 +64,8 @@ class SkipMiddle(SequenceModel):
     losses (`penstock.core.auxiliary_losses`) whose weights follow how far they are off; a weight moves in training, at each
     call. The authors find that this saves no loss at equal work beside a model of fewer layers. Their code adds the
     logarithm of the gate by query, where the softmax ignores it; the paper, and this, by key. How many tokens are open is
-    data: `torch.compile` stops at each span and goes on after it.
+    data: `torch.compile` stops at each span and goes on after it. `calibrate` moves the scores of all layers but the first
+    by one number, so that data like its inputs keep a budget; that is no part of the paper.
 
     Args:
         vocabulary: number of tokens.
@@ -77,6 +81,7 @@ class SkipMiddle(SequenceModel):
 
     kind = "skip-middle"
     weights: Tensor
+    moved: Tensor
 
     def __init__(
         self,
@@ -107,6 +112,7 @@ class SkipMiddle(SequenceModel):
         self.gates = nn.ModuleList([Gate() for _ in range(self.middle)])
         self.losses = AuxiliaryLosses()
         self.register_buffer("weights", torch.zeros(2, self.middle, **place))
+        self.register_buffer("moved", torch.zeros((), **place))
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02 * (768 / dim) ** 0.5)
@@ -116,21 +122,61 @@ class SkipMiddle(SequenceModel):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the logits of the token after each of `tokens` `(B, T)`."""
-        if tokens.dim() != 2 or tokens.is_floating_point():
-            raise ShapeError(f"SkipMiddle: tokens must be integers (batch time), got {tokens.dtype} {tuple(tokens.shape)}")
-        x = self.first_norm(self.embedding(tokens))
-        places = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
-        moments = [x.new_zeros(2) for _ in range(self.middle)]
-        x = self.span(0, x, places, x.new_zeros(x.shape[:2]), moments)
+        x, moments = self.passed(tokens)
         if self.training:
             self.hold(moments, tokens.numel())
         return F.linear(self.norm(x), self.embedding.weight)
 
+    def passed(self, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the stream after all layers, and the sums of each gate, of its square, and of where it is open."""
+        if tokens.dim() != 2 or tokens.is_floating_point():
+            raise ShapeError(f"SkipMiddle: tokens must be integers (batch time), got {tokens.dtype} {tuple(tokens.shape)}")
+        x = self.first_norm(self.embedding(tokens))
+        places = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
+        moments = [x.new_zeros(3) for _ in range(self.middle)]
+        return self.span(0, x, places, x.new_zeros(x.shape[:2]), moments), moments
+
+    @property
+    def least(self) -> float:
+        """The share of the layers that is computed where all but the outer ones are closed to all tokens."""
+        return 1 / self.middle
+
+    @torch.no_grad()
+    def share(self, tokens: Tensor) -> float:
+        """Return the share of the layers computed, in the mean over `tokens` `(B, T)`."""
+        opened = sum(float(moment[2]) for moment in self.passed(tokens)[1])
+        return opened / max(1, tokens.numel() * self.middle)
+
+    def calibrate(self, tokens: Tensor, budget: float) -> None:
+        """Move the scores behind the first layer so that on data like `tokens` the share of the layers is the budget.
+
+        Raises:
+            ConfigError: if the budget is not above 0 and at most 1, or below what the outer layers cost.
+        """
+        affordable("skip-middle", budget, self.least, "the outer layers")
+        tried: dict[float, float] = {}
+
+        def over(moved: float) -> float:
+            self.moved.fill_(moved)
+            tried[moved] = self.share(tokens) - budget
+            return tried[moved]
+
+        far = 1.0
+        while far < FARTHEST and (over(far) > 0 or over(-far) < 0):
+            far *= 4
+        low, high = -far, far
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if over(middle) > 0 else (low, middle)
+        self.moved.fill_(min(tried, key=lambda moved: abs(tried[moved])))
+
     def span(self, layer: int, x: Tensor, places: Tensor, closed: Tensor, moments: list[Tensor]) -> Tensor:
         """Return the stream `x` `(B, S, dim)` after `layer` to its mirror image; `closed` is how far tokens are closed."""
-        closed = closed + F.relu(self.scores[layer](x).squeeze(-1))
+        score = self.scores[layer](x).squeeze(-1)
+        closed = closed + F.relu(score + self.moved if layer else score)
         gate = self.gates[layer](1 - closed.clamp(0, 1))
-        moments[layer] = moments[layer] + torch.stack([gate.sum(), gate.square().sum()])
+        opened = (gate.detach() > 0).to(gate.dtype)
+        moments[layer] = moments[layer] + torch.stack([gate.sum(), gate.square().sum(), opened.sum()])
         y = x
         for some in alike(gate.detach() > 0, GROUPS):
             inner = self.inside(layer, x[some], places[some], closed[some], gate[some], moments)
@@ -154,7 +200,7 @@ class SkipMiddle(SequenceModel):
 
     def hold(self, moments: list[Tensor], count: int) -> None:
         """State the losses on the gates' means and variances, and move their weights by how far these are off."""
-        mean, square = torch.stack(moments, 1) / max(1, count)
+        mean, square, _ = torch.stack(moments, 1) / max(1, count)
         found = torch.stack([mean, square - mean.square()])
         line = torch.linspace(1, self.end, self.middle, device=found.device, dtype=found.dtype)
         self.losses({"gates": (self.weights.clone() * found).sum() / self.middle})

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from penstock.core import ChannelMixer, ConfigError, Halting, SequenceMixer, Skip, State
 from penstock.core.choice import build_choice, promises
+from penstock.gates import Budget
 from penstock.models.block import Block, asked
 from penstock.models.stepping import StepPart, Taken
 
@@ -176,6 +177,14 @@ def build_block(
     if getattr(first, "select", "top") == "level" and not promises(mixer, "causal"):
         raise ConfigError(f"{who}: select='level' needs a causal mixer, and {mixer.name!r} is not")
     return SkippedBlock(dim, *pair, dropout, place, [first, *([one()] if first.by_branch and pair[1] is not None else [])])
+
+
+def affordable(who: str, budget: float, least: float, what: str) -> float:
+    """Return a budget above 0, at most 1, and at least what is computed in any case; another is a `ConfigError`."""
+    Budget(budget)
+    if budget < least:
+        raise ConfigError(f"{who}: budget must be at least the {least:.1%} of {what}, got {budget!r}")
+    return budget
 
 
 def skips_of(model: nn.Module) -> list[Any]:

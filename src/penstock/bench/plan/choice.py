@@ -22,7 +22,7 @@ SOCKETS: Mapping[str, Socket] = {
 }
 
 
-MODELS = ("early-exit", "evit", "skip-middle")
+MODELS = ("early-exit", "evit", "jei-dnn", "skip-middle")
 """Ways of skipping that are models of their own."""
 
 

@@ -65,9 +65,11 @@ def model_spec(study: Study, task: Task, choice: Choice, dim: int, hidden: int |
 def skipping_model(study: Study, task: Task, choice: Choice, dim: int, hidden: int | None) -> dict[str, Any]:
     """Return the spec of a way of skipping that is a model of its own; a task that it is not for is a `ConfigError`."""
     language = task.inputs == "tokens" and task.per_position and task.classes == task.vocabulary
+    exits = not task.per_position, "classifies whole sequences, such as digits"
     fits, asks = {
         "skip-middle": (language, "predicts the next token, such as text"),
-        "early-exit": (not task.per_position, "classifies whole sequences, such as digits"),
+        "early-exit": exits,
+        "jei-dnn": exits,
         "evit": (
             not task.per_position and task.inputs == "features",
             "classifies sequences of features, such as digits",
