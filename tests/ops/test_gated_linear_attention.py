@@ -103,3 +103,20 @@ def test_one_step_is_worth_the_kernel_where_the_state_is_large(heads, chosen):
     q, k, v = torch.randn(3, 1, 1, heads, 128)
     verdicts = explain(gated_linear_attention, q, k, v, -q.abs(), torch.zeros(1, heads, 128, 128))
     assert [verdict.backend for verdict in verdicts if verdict.runs] == [chosen]
+
+
+@pytest.mark.parametrize("key", [16, 21])
+def test_queries_and_keys_that_heads_share_are_read_as_they_lie(key):
+    """As in Mamba-2: outputs and gradients are those of queries and keys copied for each head."""
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 2, 70, 1, key, dtype=torch.float64)
+    v, g = torch.randn(2, 70, 3, 16, dtype=torch.float64), F.logsigmoid(torch.randn(2, 70, 3, 1, dtype=torch.float64))
+    found = []
+    for copied in (False, True):
+        variables = [x.clone().requires_grad_() for x in (q, k, v, g)]
+        spread = [x.repeat(1, 1, 3, 1) if copied else x.expand(-1, -1, 3, -1) for x in variables[:2]]
+        o, last = gated_linear_attention(*spread, *variables[2:], backend="numba")
+        weight = torch.linspace(-1, 1, o.numel(), dtype=torch.float64).view_as(o)
+        found.append((o, last, *torch.autograd.grad((o * weight).sum() + last.square().sum(), variables)))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
+    assert numba_cpu.once(q.expand(-1, -1, 3, -1)).shape[2] == 1

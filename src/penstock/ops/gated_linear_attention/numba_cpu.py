@@ -44,7 +44,7 @@ def copy_decay(log_decay, into, start, steps, head):
 def sweep(call):
     """Fill `o`, turn `state` from the first into the last, and keep marks where there is room for them."""
     q, k, v, log_decay, offsets, state, o, marks, scale, parts, lanes = arguments(call)
-    heads, keys = q.shape[1:]
+    heads, keys = v.shape[1], q.shape[2]
     columns = v.shape[2] // parts
     chunk = room(q, (3, CHUNK, keys))
     queries, written, decays = chunk[0], chunk[1], chunk[2]
@@ -54,8 +54,8 @@ def sweep(call):
         for start in range(offsets[n], offsets[n + 1], CHUNK):
             steps, passed = min(CHUNK, offsets[n + 1] - start), start - offsets[n]
             marked = marks.shape[0] > 0 and passed % SPAN == 0
-            copy(q, queries, start, steps, h, scale)
-            copy(k, written, start, steps, h, 1.0)
+            copy(q, queries, start, steps, h % q.shape[1], scale)
+            copy(k, written, start, steps, h % k.shape[1], 1.0)
             copy_decay(log_decay, decays, start, steps, h)
             for j in range(first, first + columns, lanes):
                 for t in range(steps):
@@ -126,7 +126,7 @@ def sweep_back(call):
     Where heads are few, work is split over values too; each part then has its own gradients of what all values share.
     """
     q, k, v, log_decay, offsets, marks, do, dstate, dq, dk, dv, ddecay, scale, lanes = arguments(call)
-    heads, keys = q.shape[1:]
+    heads, keys = v.shape[1], q.shape[2]
     parts, size = dq.shape[0], v.shape[2] // dq.shape[0]
     chunk, grads = room(q, (3, SPAN, keys)), room(q, (3, SPAN, keys))  # of queries, keys, decays
     values, incoming, grad_v = (
@@ -140,8 +140,8 @@ def sweep_back(call):
         for span in range((offsets[n + 1] - offsets[n] + SPAN - 1) // SPAN - 1, -1, -1):
             start = offsets[n] + span * SPAN
             steps = min(SPAN, offsets[n + 1] - start)
-            copy(q, chunk[0], start, steps, h, 1.0)
-            copy(k, chunk[1], start, steps, h, 1.0)
+            copy(q, chunk[0], start, steps, h % q.shape[1], 1.0)
+            copy(k, chunk[1], start, steps, h % k.shape[1], 1.0)
             copy_decay(log_decay, chunk[2], start, steps, h)
             copy(v, values, start, steps, h, 1.0)
             copy(do, incoming, start, steps, h, scale)
@@ -184,9 +184,14 @@ def laid_out(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> tuple[Tensor
     return pack(q), pack(k), pack(v), decay
 
 
+def once(x: Tensor) -> Tensor:
+    """Return queries or keys that all heads share with the one head that they are."""
+    return x[:, :, :1] if x.stride(2) == 0 else x
+
+
 def forward(inputs: Any, state: Tensor, offsets: Tensor | None, keep: bool, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return output, last state and marks."""
-    q, k, v, decay = laid_out(*inputs)
+    q, k, v, decay = laid_out(once(inputs[0]), once(inputs[1]), *inputs[2:])
     last = fill(state, 2, 3)
     last = last.clone() if last is state else last
     o, marks = torch.empty_like(v), last.new_empty(shapes(inputs, state, keep)[1])
@@ -226,12 +231,12 @@ def backward(
     inputs: Any, state: Tensor, marks: Tensor, offsets: Tensor | None, do: Tensor, dlast: Tensor, scale: float
 ) -> tuple[Tensor, ...]:
     """Return the gradients of inputs and first state."""
-    q, k, v, decay = laid_out(*inputs)
+    q, k, v, decay = laid_out(once(inputs[0]), once(inputs[1]), *inputs[2:])
     dstate = fill(dlast.mT.clone(memory_format=torch.contiguous_format), 2, 3)
     items, parts = dstate.shape[0] * dstate.shape[1], 1
     while items * parts < torch.get_num_threads() and v.shape[2] // parts % 8 == 0:
         parts *= 2
-    dq, dk, ddecay = (x.new_empty(parts, *x.shape) for x in (q, k, decay))
+    dq, dk, ddecay = (x.new_empty(parts, x.shape[0], v.shape[1], x.shape[2]) for x in (q, k, decay))
     dv, lanes = torch.empty_like(v), lanes_for(q.shape[2], q.dtype)
     bounds = bounds_of(inputs[0], offsets)
     run_back(items * parts, q, k, v, decay, bounds, marks, pack(do), dstate, dq, dk, dv, ddecay, scale, lanes=lanes)
