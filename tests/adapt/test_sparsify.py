@@ -78,6 +78,25 @@ def test_a_row_costs_what_is_kept(method, share):
     assert abs(counter.get_total_flops() / (20 * 2 * 3 * 128 * 512) - share) < 0.02
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["wina", "teal"])
+def test_a_token_of_a_whole_model_reads_only_the_weights_of_what_is_kept(method):
+    """Weights of NaN would show in the logits; all linear maps of the layers are given them where an input is dropped."""
+    model, tokens = language(128), batches()
+    changed, kept = sparsify(model, method, 0.5, tokens), {}
+    _, state = model.follow(tokens[0][:1, :8], None)
+    maps = {path: model.get_submodule(path) for path in changed.paths}
+    hooks = [m.keep.register_forward_hook(lambda _m, _x, keep, m=m: kept.update({m: keep.flatten()})) for m in maps.values()]
+    expected, _ = model.follow(tokens[0][:1, 8:9], state)
+    for hook in hooks:
+        hook.remove()
+    assert len(kept) == 14 == sum(isinstance(part, torch.nn.Linear) for part in model.modules())
+    assert all(0.3 < keep.mean() < 0.7 for keep in kept.values())
+    for each, keep in kept.items():
+        each.weight[:, keep == 0] = torch.nan
+    assert torch.equal(model.follow(tokens[0][:1, 8:9], state)[0], expected)
+
+
 def test_only_what_is_named_is_replaced():
     model = language()
     changed = sparsify(model, "teal", 0.5, batches(), where="layers.1.mixer.*")

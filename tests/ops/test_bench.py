@@ -6,6 +6,7 @@ import torch
 from penstock import ops
 from penstock.bench import ops as bench
 from penstock.bench import sparse
+from penstock.models import LanguageModel
 
 
 def test_the_table_times_every_operation():
@@ -36,7 +37,18 @@ def test_what_spoils_timings_is_said(monkeypatch, load, pinned, said):
 
 
 def test_sparse_layers_are_timed_beside_dense_ones():
-    rows = sparse.table(64, 16, 32, rounds=2)
+    rows = sparse.table(64, 16, 32, rounds=2, depth=1, tokens=8)
+    whole = [(row.code, row.sparsity) for row in rows if row.what == "LanguageModel, 1 x 16 to 32"]
+    dense = [("torch, F.linear", 0.0), ("penstock, LanguageModel", 0.0)]
+    assert whole == [*dense, *(("penstock, wina", sparsity) for sparsity in sparse.SPARSITIES)]
     assert {row.code for row in rows} >= {"torch, F.linear", "penstock, sparse_linear", "penstock, wina", "penstock, chess"}
     assert all(row.milliseconds > 0 and row.times > 0 for row in rows)
     assert all(row.times == 1 for row in rows if row.code == "torch, F.linear")
+
+
+def test_a_model_with_torchs_maps_is_the_same_on_the_same_parameters():
+    model, tokens = LanguageModel(32, 16, 2).eval(), torch.arange(12).view(1, 12)
+    twin = sparse.with_torchs_maps(model)
+    assert [id(p) for p in twin.parameters()] == [id(p) for p in model.parameters()]
+    assert sum(type(part) is torch.nn.Linear for part in twin.modules()) == 14
+    torch.testing.assert_close(twin(tokens), model(tokens))

@@ -1,4 +1,7 @@
-"""How fast sparse activations make a single row, as in decoding one sequence, beside the dense layers they stand for."""
+"""How fast sparse activations make a single row, as in decoding one sequence, beside the dense layers they stand for.
+
+A whole language model is timed too, a token at a time: attention, norms and caches, which no sparsity makes less, included.
+"""
 
 import time
 from collections.abc import Callable
@@ -10,17 +13,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from penstock.adapt.replaced import linear_maps
 from penstock.adapt.sparsify import Method, sparsify
+from penstock.bench.decode import VOCABULARY, Run
+from penstock.bench.decode import rounds as by_turns
 from penstock.core.catalogue import build
+from penstock.models import LanguageModel
 from penstock.ops import sparse_linear
 from penstock.ops.linear import linear
 
 COPIES, MASKS, LIMIT = 3, 12, 2.0
 SPARSITIES = (0.5, 0.7, 0.9)
+PROMPT, DATA = 16, (4, 64)
 
 
 class Row(NamedTuple):
-    """Least milliseconds of a layer at a share of dropped activations, and how much faster than torch's dense one it is."""
+    """Milliseconds of a layer at a share of dropped activations, and how much faster than torch's dense one it is.
+
+    They are the least, and for a whole model the median over tokens.
+    """
 
     what: str
     code: str
@@ -29,8 +40,8 @@ class Row(NamedTuple):
     times: float
 
 
-def table(width: int, dim: int, hidden: int, rounds: int = 200) -> list[Row]:
-    """Time a linear map and a gated feed-forward layer, dense and sparse, by turns, and return a row for each.
+def table(width: int, dim: int, hidden: int, rounds: int = 200, depth: int = 4, tokens: int = 48) -> list[Row]:
+    """Time a linear map, a gated feed-forward layer and a language model, dense and sparse, by turns: a row for each.
 
     Weights and masks take turns too, so that what is timed comes from memory and not from a cache.
 
@@ -39,10 +50,13 @@ def table(width: int, dim: int, hidden: int, rounds: int = 200) -> list[Row]:
         dim: width of the stream that the feed-forward layer is for.
         hidden: its width inside.
         rounds: how often each is timed; the least time counts.
+        depth: layers of the language model, each of that width; 0 leaves the model out.
+        tokens: how many it generates; the median time counts.
     """
     torch.manual_seed(0)
     with torch.no_grad():
-        return [*maps(width, rounds), *layers(dim, hidden, rounds)]
+        whole = models(dim, hidden, depth, tokens) if depth else []
+        return [*maps(width, rounds), *layers(dim, hidden, rounds), *whole]
 
 
 def maps(width: int, rounds: int) -> list[Row]:
@@ -74,6 +88,33 @@ def layers(dim: int, hidden: int, rounds: int) -> list[Row]:
             for one in made:
                 one.remove()
     return rows
+
+
+def models(dim: int, hidden: int, depth: int, tokens: int) -> list[Row]:
+    """Time a language model of `depth` layers, a token at a time, and with every linear map of its layers sparse."""
+    dense = LanguageModel(VOCABULARY, dim, depth, channel={"mechanism": "swiglu", "hidden": hidden})
+    sparse, what = deepcopy(dense), f"LanguageModel, {depth} x {dim} to {hidden}"
+    runs = {"torch, F.linear": with_torchs_maps(dense), "penstock, LanguageModel": dense, "penstock, wina": sparse}
+    rows: list[Row] = []
+    for sparsity in SPARSITIES:
+        made = sparsify(sparse, "wina", sparsity, [torch.randint(VOCABULARY, DATA)])
+        medians = by_turns({code: Run(model, model.follow) for code, model in runs.items()}, PROMPT, tokens)
+        first = medians["torch, F.linear"]
+        for code in [*runs] if not rows else ["penstock, wina"]:
+            dropped = sparsity if runs[code] is sparse else 0.0
+            rows.append(Row(what, code, dropped, medians[code], first / medians[code]))
+        made.remove()
+    return rows
+
+
+def with_torchs_maps(model: LanguageModel) -> LanguageModel:
+    """Return the model with PyTorch's linear layers, on the same parameters."""
+    twin = deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    for path, part in linear_maps(twin, "*").items():
+        other = nn.Linear(part.in_features, part.out_features, bias=part.bias is not None, device="meta")
+        other.weight, other.bias = part.weight, part.bias
+        twin.set_submodule(path, other)
+    return twin
 
 
 def plain(layer: Any) -> Callable[[Tensor], Tensor]:

@@ -106,14 +106,24 @@ def lengths(*mixers: str, length: list[int] | None = None, dim: Size = 256, roun
     _print(f"one sequence of width {dim}, forward and backward, medians of {rounds}", [head, *rows], disturbed)
 
 
-def sparse(*, width: Size = 4096, dim: Size = 2048, hidden: Size = 8192, rounds: Size = 200) -> None:
-    """Time a linear map and a gated feed-forward layer of a single row, dense and with sparse activations.
+def sparse(
+    *,
+    width: Size = 4096,
+    dim: Size = 2048,
+    hidden: Size = 8192,
+    rounds: Size = 200,
+    layers: Count = 4,
+    tokens: Size = 48,
+) -> None:
+    """Time a linear map, a gated feed-forward layer and a language model on a single row, dense and with sparse activations.
 
     Args:
         width: of the linear map, in and out.
         dim: width of the stream that the feed-forward layer is for.
         hidden: its width inside.
-        rounds: how often each is timed; the least time counts.
+        rounds: how often map and layer are timed; the least time counts.
+        layers: of the language model, made of attention and that feed-forward layer; 0 leaves it out.
+        tokens: how many the model generates; the median time of one counts.
     """
     from penstock.bench import sparse as bench
     from penstock.bench.ops import disturbance
@@ -121,10 +131,11 @@ def sparse(*, width: Size = 4096, dim: Size = 2048, hidden: Size = 8192, rounds:
     disturbed = disturbance()
     rows = [
         (r.what, r.code, f"{r.sparsity:.0%}", f"{r.milliseconds:.2f}", f"{r.times:.1f}x")
-        for r in bench.table(width, dim, hidden, rounds)
+        for r in bench.table(width, dim, hidden, rounds, layers, tokens)
     ]
     head = ("layer", "code", "dropped", "ms", "")
-    _print(f"one row, least of {rounds}; x: how much faster than torch's dense", [head, *rows], disturbed)
+    title = f"one row, least of {rounds}, and of tokens the median of {tokens}; x: how much faster than torch's dense"
+    _print(title, [head, *rows], disturbed)
 
 
 def attention(*, length: Size = 4096, heads: Size = 8, size: Size = 64, rounds: Size = 7) -> None:
