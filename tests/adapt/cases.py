@@ -105,6 +105,12 @@ def skipping(handle, data):
     handle.budget = 0.6
 
 
+def middle(handle, data):
+    """Draw gates that close some tokens early, some late and some not at all."""
+    for part in handle.parts.values():
+        torch.nn.init.normal_(part.to_gate.weight, std=0.2)
+
+
 def drawn(handle, data):
     """Draw all parameters."""
     for parameter in handle.parameters():
@@ -139,6 +145,7 @@ CASES = {
     "lizard": Case(lambda: adapt.Lizard(4), ROTARY, near=None, ready=drawn),
     "gateskip": Case(lambda: adapt.GateSkip(0.6), near=0.06, ready=skipping),
     "gateskip-token": Case(lambda: adapt.GateSkip(0.6, grain="token", share="model"), near=0.06, ready=skipping),
+    "skip-middle": Case(lambda: adapt.SkipMiddle(0.6), tuple(DECODERS), near=1e-5, ready=middle),
     "moh": Case(lambda: adapt.MoH(0.25, 0.5), near=None, trains=False),
     "test-time-registers": Case(lambda: adapt.Registers({0: [3, 5], 1: [7]}), ("vit", "bert"), near=None, trains=False),
     "lf-steering": Case(lambda: adapt.LFSteering(40, 4), trains=False, ready=changing, where="layers.1"),

@@ -19,9 +19,9 @@ def letters():
     return torch.tensor([ord(c) % 64 for c in TEXT])
 
 
-def gated(**options):
+def gated(what=adapt.GateSkip):
     model = small("llama")
-    return model, adapt.insert(model, adapt.GateSkip(0.6, **options))
+    return model, adapt.insert(model, what(0.6))
 
 
 def test_gates_learn_and_the_model_stays():
@@ -36,12 +36,13 @@ def test_gates_learn_and_the_model_stays():
     assert not model.training
 
 
-def test_it_goes_on_where_it_stopped(tmp_path):
+@pytest.mark.parametrize("what", [adapt.GateSkip, adapt.SkipMiddle])
+def test_it_goes_on_where_it_stopped(what, tmp_path):
     words = {"steps": 6, "batch": 2, "length": 8}
-    model, handle = gated()
+    model, handle = gated(what)
     torch.manual_seed(0)
     whole = adapt.train(handle, letters(), **words)
-    _, again = gated()
+    _, again = gated(what)
 
     def stop(done, steps, loss):
         if done == 4:
@@ -49,7 +50,7 @@ def test_it_goes_on_where_it_stopped(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         adapt.train(again, letters(), **words, out=tmp_path, every=3, on_progress=stop)
-    third, rest = gated()
+    third, rest = gated(what)
     losses = adapt.train(rest, letters(), **words, out=tmp_path, every=3)
     assert losses == whole[3:]
     assert torch.equal(run(third, "llama"), run(model, "llama"))

@@ -43,6 +43,7 @@ from penstock.adapt.methods.norga import NoRGa, begin_task, set_task
 from penstock.adapt.methods.pill import PILL, begin_stage, show_images
 from penstock.adapt.methods.registers import Registers, find_registers
 from penstock.adapt.methods.sf_attention import SFAttention
+from penstock.adapt.methods.skip_middle import SkipMiddle
 from penstock.adapt.methods.soft_injection import SoftInjection, collect_task
 from penstock.adapt.methods.steering import Steering, activations, carry, fit_mapper, set_vector
 from penstock.adapt.methods.tunable_experts import TunableExperts, expert_shares, resonance
@@ -98,6 +99,7 @@ __all__ = [
     "SFAttention",
     "ScaledVectors",
     "Schedule",
+    "SkipMiddle",
     "SlotTTA",
     "SoftInjection",
     "Sparsified",

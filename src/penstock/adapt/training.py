@@ -153,6 +153,7 @@ def _run(adapter: Adapter, schedule: Schedule) -> str:
 def _keep(adapter: Adapter, optimizer: torch.optim.Optimizer, schedule: Schedule, step: int, out: Path) -> None:
     model = {name: p.detach() for name, p in adapter.model.named_parameters() if p.requires_grad}
     kept = {"run": _run(adapter, schedule), "step": step, "trained": model, "optimizer": optimizer.state_dict()}
+    kept["parts"] = adapter.state_dict()  # what parts note in training is in their buffers
     out.mkdir(parents=True, exist_ok=True)
     replace(out / CHECKPOINT, lambda path: torch.save(kept, path))
 
@@ -168,5 +169,6 @@ def _resume(adapter: Adapter, optimizer: torch.optim.Optimizer, schedule: Schedu
         for name, parameter in adapter.model.named_parameters():
             if name in kept["trained"]:
                 parameter.copy_(kept["trained"][name])
+    adapter.load_state_dict(kept["parts"])
     optimizer.load_state_dict(kept["optimizer"])
     return kept["step"]

@@ -11,11 +11,14 @@ from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from penstock.adapt.calibrate import pooled
 from penstock.adapt.method import BudgetPart, Method, Part, Passing
 from penstock.adapt.places import Place
 from penstock.adapt.ties import PREFIX, Ties, first, hidden, with_first, with_hidden
+from penstock.adapt.tokens import some_queries
 from penstock.core import Gate, NonNegative, Share
 from penstock.ops.linear import Linear
 from penstock.ops.plan import plan_tokens
@@ -29,6 +32,8 @@ class GateSkipPart(BudgetPart):
 
     below: Any
     config: Any
+    mates: Sequence["GateSkipPart"] = ()
+    """All branches, where they share one budget."""
 
     gates: ClassVar = {"gate": "(0, 1)", "keep": "{0, 1}"}
 
@@ -43,7 +48,7 @@ class GateSkipPart(BudgetPart):
         self.attends = place.kind == "attention"
         self.__dict__["below"] = below
         self.free = not self.attends or below is not None
-        self.kept, self.squares, self.put = Passing(), Passing(), Passing()
+        self.kept, self.squares, self.put, self.scores = Passing(), Passing(), Passing(), Passing()
 
     def attach(self, place: Place, ties: Ties) -> None:
         """Take over the calls of the branch."""
@@ -71,6 +76,26 @@ class GateSkipPart(BudgetPart):
             gate = torch.ones_like(gate)
         return gate, keep
 
+    def choose(self, scores: Tensor) -> Tensor:
+        """Return the mask of what is computed; in training with one budget for the model, by the level of the batch before.
+
+        A branch is called before those above it have scores, in training as in decoding.
+        """
+        if not (self.training and self.mates):
+            return super().choose(scores)
+        if self is self.mates[0]:
+            self.share_out()
+        self.scores.value = scores = scores.detach().float()
+        return scores >= self.level if self.free else torch.ones_like(scores, dtype=torch.bool)
+
+    def share_out(self) -> None:
+        """Set the level of all branches to that which would have kept the budget on the batch before."""
+        seen = [mate.scores.value for mate in self.mates]
+        known = self.budget < 1 and all(each is not None for each in seen)
+        level = pooled(self.mates, [each.flatten() for each in seen], self.budget) if known else -torch.inf
+        for mate in self.mates:
+            mate.level.fill_(level)
+
     def penalty(self) -> Tensor | None:
         """Return the weighted mean squared gate of the latest call."""
         return None if self.squares.value is None else self.sparsity * self.squares.value
@@ -91,14 +116,16 @@ class GateSkipPart(BudgetPart):
 
         What is looked at is computed the long way: where a gate is watched, or levels are set.
         """
-        if x.shape[0] * x.shape[1] != 1 or self.dense() or self.observe is not None or self.random or self.ungated:
+        if x.shape[:-1].numel() != 1 or self.dense() or self.observe is not None or self.random or self.ungated:
             return None
-        if self.to_gate.out_features > 1 or self.gate._forward_hooks or self.keep._forward_hooks:
+        parts, counts = self._modules, self.__dict__  # in each branch of each token: a module's attributes take as long again
+        weight, bias = parts["to_gate"]._parameters.values()
+        if len(bias) > 1 or parts["gate"]._forward_hooks or parts["keep"]._forward_hooks:
             return None
-        gate = 1 / (1 + math.exp(-min(80.0, max(-80.0, self.to_gate(x).item()))))
+        gate = 1 / (1 + math.exp(-min(80.0, max(-80.0, F.linear(x, weight, bias).item()))))
         open_ = not self.free or gate >= self.level.item()
-        self.seen += 1
-        self.run += open_
+        counts["seen"] = self.seen + 1
+        counts["run"] = self.run + open_
         return gate if open_ else 0.0
 
     def channels(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -168,7 +195,7 @@ class GateSkipPart(BudgetPart):
             return torch.zeros_like(x), None
         plan, places = plan_tokens(keep, None if run else 1)
         there = torch.ones_like(places) if plan.weights is None else plan.weights.view_as(places)
-        args, kwargs = _some_queries(self, places, args, kwargs)
+        args, kwargs = some_queries(places, args, kwargs, causal=self.causal, layer=self.layer)
         kwargs["past_key_values"] = Merged(cache, self, there, places)
         weights = gate.gather(1, places.unsqueeze(-1).expand(-1, -1, gate.shape[-1])) * there.unsqueeze(-1)
         return self.finish(inner(*args, **kwargs), partial(_put_tokens, weights, places, x.shape))
@@ -252,6 +279,8 @@ class GateSkip(Method):
             made.append(part)
             if place.kind == "attention":
                 attention[place.index] = (place, part)
+        for part in made:
+            part.__dict__["mates"] = made if self.share == "model" else ()
         return made
 
 
@@ -263,27 +292,3 @@ def _put_rows(gate: Tensor, rows: Tensor, shape: torch.Size, y: Tensor) -> Tenso
 def _put_tokens(weights: Tensor, places: Tensor, shape: torch.Size, y: Tensor) -> Tensor:
     y = (y * weights).to(y.dtype)
     return y.new_zeros(shape).scatter_add(1, places.unsqueeze(-1).expand_as(y), y)
-
-
-def _rows(x: Tensor, places: Tensor) -> Tensor:
-    """Return what stands at `places` `(B, S)` of `x` `(B or 1, T, ...)`."""
-    x = x.expand(places.shape[0], *x.shape[1:])
-    at = places.view(*places.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *x.shape[2:])
-    return x.gather(1, at)
-
-
-def _some_queries(part: GateSkipPart, places: Tensor, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Return the arguments of a call of attention, for the tokens at `places` `(B, S)` alone."""
-    x, cache, mask = hidden(args, kwargs), kwargs.get("past_key_values"), kwargs.get("attention_mask")
-    args, kwargs = with_hidden(_rows(x, places), args, kwargs)
-    if kwargs.get("position_embeddings") is not None:
-        kwargs["position_embeddings"] = tuple(_rows(each, places) for each in kwargs["position_embeddings"])
-    if kwargs.get("position_ids") is not None:
-        kwargs["position_ids"] = _rows(kwargs["position_ids"], places)
-    if mask is not None and mask.shape[-2] > 1:
-        kwargs["attention_mask"] = _rows(mask.transpose(1, 2), places).transpose(1, 2)
-    elif mask is None and part.causal:
-        past = 0 if cache is None else int(cache.get_seq_length(part.layer))
-        keys = torch.arange(past + x.shape[1], device=x.device)
-        kwargs["attention_mask"] = (keys <= past + places.unsqueeze(-1)).unsqueeze(1)
-    return args, kwargs
