@@ -73,11 +73,11 @@ class Adapter:
             part.set_budget(share)
 
     def calibrate(self, data: Iterable[Any], budgets: Iterable[float] = (0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 1.0)) -> None:
-        """Set the levels that keep each of `budgets` on `data`: batches, each what the model is called with."""
+        """Set the levels that keep the present budget and each of `budgets` on `data`: batches that the model is called with."""
         from penstock.adapt.calibrate import calibrate
 
         calibrate(
-            self.model, self._budgeted(), list(data), tuple(budgets), pooled=getattr(self.what, "share", "") == "model"
+            self.model, self._budgeted(), list(data), (*budgets, self.budget), together=getattr(self.what, "share", "") == "model"
         )
 
     def spent(self, *, clear: bool = True) -> float:
@@ -88,7 +88,7 @@ class Adapter:
         if clear:
             for part in parts:
                 part.seen = part.run = 0
-        return done / total if total else 1.0
+        return float(done) / total if total else 1.0
 
     def _budgeted(self) -> list[BudgetPart]:
         parts = [part for part in self.parts.values() if isinstance(part, BudgetPart)]

@@ -19,7 +19,7 @@ ROUNDS = 3
 
 @torch.no_grad()
 def calibrate(
-    model: nn.Module, parts: Sequence[BudgetPart], data: list[Any], budgets: tuple[float, ...], *, pooled: bool = False
+    model: nn.Module, parts: Sequence[BudgetPart], data: list[Any], budgets: tuple[float, ...], *, together: bool = False
 ) -> None:
     """Set the levels at which each of `budgets` is kept on `data`.
 
@@ -28,7 +28,7 @@ def calibrate(
         parts: whose levels are set.
         data: batches that the model is called with.
         budgets: shares above 0 and at most 1.
-        pooled: one level for all parts, so that the budget goes where scores are high, instead of one for each part.
+        together: one level for all parts, so that the budget goes where scores are high, instead of one for each part.
     """
     if not data:
         raise DataError("calibrate: data must have a batch, and has none")
@@ -37,12 +37,12 @@ def calibrate(
     grid = sorted({*map(float, budgets), 1.0})
     if len(grid) > SLOTS:
         raise ConfigError(f"calibrate: at most {SLOTS - 1} budgets besides 1, got {len(grid) - 1}")
-    table = [_levels(model, parts, data, share, pooled=pooled) for share in grid]
+    table = [_levels(model, parts, data, share, together=together) for share in grid]
     for part, column in zip(parts, zip(*table, strict=True), strict=True):
         part.set_levels(grid, column)
 
 
-def _levels(model: nn.Module, parts: Sequence[BudgetPart], data: list[Any], share: float, *, pooled: bool) -> list[float]:
+def _levels(model: nn.Module, parts: Sequence[BudgetPart], data: list[Any], share: float, *, together: bool) -> list[float]:
     before = [part.level.clone() for part in parts]
     found = [-torch.inf] * len(parts)
     try:
@@ -50,8 +50,8 @@ def _levels(model: nn.Module, parts: Sequence[BudgetPart], data: list[Any], shar
             for part, level in zip(parts, found, strict=True):
                 part.level.fill_(level)
             scores = _scores(model, parts, data)
-            if pooled:
-                found = _pooled(parts, scores, share)
+            if together:
+                found = [pooled(parts, scores, share)] * len(parts)
             else:
                 found = [float(torch.quantile(each[:MOST].double(), 1 - share)) for each in scores]
     finally:
@@ -60,12 +60,12 @@ def _levels(model: nn.Module, parts: Sequence[BudgetPart], data: list[Any], shar
     return found
 
 
-def _pooled(parts: Sequence[BudgetPart], scores: list[torch.Tensor], share: float) -> list[float]:
+def pooled(parts: Sequence[BudgetPart], scores: list[torch.Tensor], share: float) -> float:
+    """Return the one level at which all parts together keep a share of their cost, for what each of them scored `(n,)`."""
     costs = [torch.full_like(each, part.cost / max(1, len(each))) for part, each in zip(parts, scores, strict=True)]
     free = [i for i, part in enumerate(parts) if part.free]
     fixed = sum(part.cost for part in parts if not part.free)
-    level = Budget(share, fixed=fixed).threshold([scores[i] for i in free], [costs[i] for i in free])
-    return [level] * len(parts)
+    return Budget(share, fixed=fixed).threshold([scores[i] for i in free], [costs[i] for i in free])
 
 
 def _scores(model: nn.Module, parts: Sequence[BudgetPart], data: list[Any]) -> list[torch.Tensor]:
