@@ -83,6 +83,7 @@ class Case:
         trains: whether it has parameters.
         changes: whether outputs in evaluation are others.
         compiles: whether one graph is compiled.
+        decodes: whether generation with a cache is that without.
         where: where it is put.
         ready: called with the handle and a batch before outputs are compared.
     """
@@ -93,6 +94,7 @@ class Case:
     trains: bool = True
     changes: bool = True
     compiles: bool = True
+    decodes: bool = True
     where: str = "layers.*"
     ready: object = field(default=lambda handle, data: None)
 
@@ -152,5 +154,9 @@ CASES = {
     "norga": Case(lambda: adapt.NoRGa(3), near=None, ready=drawn),
     "pill": Case(lambda: adapt.PILL(6, 12, 8), ROTARY, near=None, ready=drawn),
     "vhr": Case(adapt.VHR, trains=False, ready=changing),
+    "seer-attention": Case(lambda: adapt.SeerAttention(block=2), tuple(DECODERS), changes=False, ready=drawn),
+    "seer-attention-sparse": Case(
+        lambda: adapt.SeerAttention(0.3, block=2), tuple(DECODERS), near=None, ready=drawn, decodes=False
+    ),
     "sf-attention": Case(lambda: adapt.SFAttention(4, 1), tuple(DECODERS), trains=False, changes=False),
 }

@@ -106,7 +106,7 @@ def test_another_model_is_refused(case, name, tmp_path):
     assert not hooks(different)
 
 
-@pytest.mark.parametrize(("case", "name"), DECODING)
+@pytest.mark.parametrize(("case", "name"), [pair for pair in DECODING if pair.values[0].decodes])
 def test_generation_with_a_cache_is_that_without(case, name):
     model, _ = fitted(case, name)
     words = {"max_new_tokens": 6, "do_sample": False}

@@ -42,6 +42,7 @@ from penstock.adapt.methods.moh import MoH
 from penstock.adapt.methods.norga import NoRGa, begin_task, set_task
 from penstock.adapt.methods.pill import PILL, begin_stage, show_images
 from penstock.adapt.methods.registers import Registers, find_registers
+from penstock.adapt.methods.seer import SeerAttention
 from penstock.adapt.methods.sf_attention import SFAttention
 from penstock.adapt.methods.skip_middle import SkipMiddle
 from penstock.adapt.methods.soft_injection import SoftInjection, collect_task
@@ -99,6 +100,7 @@ __all__ = [
     "SFAttention",
     "ScaledVectors",
     "Schedule",
+    "SeerAttention",
     "SkipMiddle",
     "SlotTTA",
     "SoftInjection",

@@ -92,13 +92,13 @@ class SeerAttention(SequenceMixer):
         if self.training:
             self.losses({"distillation": self.weight * self.distance(scores, q.detach(), k.detach())})
         full = self.training or (self.density == 1 and self.threshold is None)
-        y = block_attention(q, k, v, self.pattern, keep=None if full else self.kept(scores, openness))
+        keep = None if full else visited(scores, openness, self.density, self.threshold)
+        y = block_attention(q, k, v, self.pattern, keep=keep)
         return self.out(y.flatten(2)), append(state, k, v)
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """Return the scores of blocks, minus infinity for later ones: `(B, T, H, D), (B, T, G, D) -> (B, H, n, n)`."""
-        query, (most, least, mean) = self.pooled(q)[2], self.pooled(k)
-        key, group = torch.cat((most, least, mean), -1), q.shape[2] // k.shape[2]
+        query, key, group = pools(q, self.block)[2], torch.cat(pools(k, self.block), -1), q.shape[2] // k.shape[2]
         if self.gate_query is None:
             key = torch.einsum("bnhi,hio->bnho", key.repeat_interleave(group, 2), self.gate_key)
         else:
@@ -108,34 +108,73 @@ class SeerAttention(SequenceMixer):
         scores = torch.einsum("bnho,bmho->bhnm", rotary(query, places), rotary(key, places)) * key.shape[-1] ** -0.5
         return scores.masked_fill(places.unsqueeze(1) < places, -torch.inf)
 
-    def pooled(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the greatest, the least and the mean of each block; the last one may be shorter: `3 x (B, n, H, D)`."""
-        blocks = -(-x.shape[1] // self.block)
-        padding = (0, 0, 0, 0, 0, blocks * self.block - x.shape[1])
-        high, low, sums = (
-            F.pad(x, padding, value=value).unflatten(1, (blocks, self.block)) for value in (-torch.inf, torch.inf, 0.0)
-        )
-        count = F.pad(x.new_ones(1, x.shape[1], 1, 1), padding).unflatten(1, (blocks, self.block)).sum(2)
-        return high.amax(2), low.amin(2), sums.sum(2) / count
-
-    def kept(self, scores: Tensor, openness: Tensor) -> Tensor:
-        """Return which blocks are visited, `(B, H, n, n)`; later ones count as visited where nothing is of them."""
-        blocks = scores.shape[-1]
-        if self.threshold is not None:
-            keep = openness > self.threshold
-        else:
-            rank = scores.argsort(dim=-1, descending=True, stable=True).argsort(-1)
-            keep = rank + 1 <= max(1.0, (1 - (1 - self.density) ** 0.5) * blocks + 1e-9)
-        place = torch.arange(blocks, device=scores.device)
-        return keep | (place.unsqueeze(1) == place) | (place.unsqueeze(1) >= blocks - 2)
-
     def distance(self, scores: Tensor, q: Tensor, k: Tensor) -> Tensor:
         """Return how far the gate is from the map of rotated `q` and `k`, its largest weight in each block, row by row."""
-        blocks = scores.shape[-1]
-        missing = blocks * self.block - q.shape[1]
-        weights = F.pad(attention_weights(q, k, causal=True), (0, missing, 0, missing))
-        most = weights.unflatten(3, (blocks, self.block)).unflatten(2, (blocks, self.block)).amax((3, 5))
-        target = most / most.sum(-1, keepdim=True)
-        later = scores == -torch.inf
-        apart = target * (target.clamp_min(1e-30).log() - scores.log_softmax(-1).masked_fill(later, 0))
-        return apart[:, :, blocks // 4 :].mean()
+        return distance(scores, largest(attention_weights(q, k, causal=True), self.block))
+
+
+def pools(x: Tensor, block: int, there: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the greatest, the least and the mean of each block; the last one may be shorter: `3 x (B, n, H, D)`.
+
+    Args:
+        x: `(B, T, H, D)`.
+        block: tokens of a block.
+        there: False for tokens that are none, `(B, T)`; a block of those gives zeros.
+    """
+    blocks = -(-x.shape[1] // block)
+    padding = (0, 0, 0, 0, 0, blocks * block - x.shape[1])
+    real = x.new_ones(1, x.shape[1], 1, 1) if there is None else there[..., None, None].to(x.dtype)
+    real = F.pad(real, padding).unflatten(1, (blocks, block))
+    x = F.pad(x, padding).unflatten(1, (blocks, block))
+    high, low = (x.masked_fill(real == 0, end).amax(2) for x, end in ((x, -torch.inf), (-x, -torch.inf)))
+    count = real.sum(2)
+    some = count > 0
+    return high.where(some, 0), -low.where(some, 0), (x * real).sum(2) / count.clamp_min(1)
+
+
+def visited(
+    scores: Tensor,
+    openness: Tensor,
+    density: float,
+    threshold: float | Tensor | None = None,
+    blocks: Tensor | None = None,
+) -> Tensor:
+    """Return which blocks are visited, `(B, H, n, n)`; later ones count as visited where nothing is of them.
+
+    Args:
+        scores: of the gate.
+        openness: their softmax.
+        density: share of the blocks of the causal triangle to visit.
+        threshold: visit those whose gate is above it instead.
+        blocks: how many a sequence has, `(B,)`; all by default.
+    """
+    most = scores.shape[-1]
+    place = torch.arange(most, device=scores.device)
+    count = most if blocks is None else blocks[:, None, None, None]
+    if threshold is not None:
+        keep = openness > threshold
+    else:
+        rank = scores.argsort(dim=-1, descending=True, stable=True).argsort(-1)
+        keep = (rank == 0) | (rank + 1 <= (1 - (1 - density) ** 0.5) * count + 1e-9)
+    return keep | (place.unsqueeze(1) == place) | (place.unsqueeze(1) >= count - 2)
+
+
+def largest(weights: Tensor, block: int) -> Tensor:
+    """Return the largest weight in each block: `(B, H, T, S) -> (B, H, blocks of T, blocks of S)`."""
+    blocks = [-(-size // block) for size in weights.shape[2:]]
+    missing = [n * block - size for n, size in zip(blocks, weights.shape[2:], strict=True)]
+    weights = F.pad(weights, (0, missing[1], 0, missing[0]))
+    return weights.unflatten(3, (blocks[1], block)).unflatten(2, (blocks[0], block)).amax((3, 5))
+
+
+def distance(scores: Tensor, most: Tensor) -> Tensor:
+    """Return the mean distance of the gate from the map, after the first quarter of the rows.
+
+    Args:
+        scores: of the gate, minus infinity for later blocks, `(B, H, n, n)`.
+        most: the largest weight in each block, of the same shape; a row of zeros does not count.
+    """
+    target = most / most.sum(-1, keepdim=True).clamp_min(1e-30)
+    later = scores == -torch.inf
+    apart = target * (target.clamp_min(1e-30).log() - scores.log_softmax(-1).masked_fill(later, 0))
+    return apart[:, :, scores.shape[-1] // 4 :].mean()
