@@ -136,6 +136,8 @@ def changing(handle, data):
 
 CASES = {
     "acm": Case(lambda: adapt.ACMs(3, 24), ("llama", "gpt2", "mixtral", "vit"), ready=running, compiles=False),
+    "codebook-features": Case(lambda: adapt.Codebook(24), near=None, ready=drawn),
+    "codebook-features-layer": Case(lambda: adapt.Codebook(24, 2, "layer"), ("mixtral", "bert"), near=None, ready=drawn),
     "gated-attention": Case(adapt.GatedAttention, near=3e-3, ready=drawn),
     "gated-attention-g2": Case(lambda: adapt.GatedAttention("G2", "headwise"), near=3e-3, ready=drawn),
     "gated-attention-g3": Case(lambda: adapt.GatedAttention("G3"), ("qwen3", "gpt2", "vit"), near=3e-3, ready=drawn),

@@ -278,7 +278,7 @@ def codes(message, change):
 codes("no gradient reaches the input", lambda x, chosen, i: (chosen, i))
 codes("the values of index", lambda x, chosen, i: (chosen + x, i))
 codes("an index is not an integer of at least 0", lambda x, chosen, i: (chosen + x - x.detach(), i - 1))
-codes("indices have shape (4, 32, 1), not (4, 32)", lambda x, chosen, i: (chosen + x - x.detach(), i.unsqueeze(-1)))
+codes("indices have shape (128,), which does not begin with (4, 32)", lambda x, y, i: (y + x - x.detach(), i.flatten()))
 codes("(4, 32, 4) goes in, (4, 32, 1) comes out", lambda x, chosen, i: ((chosen + x - x.detach())[..., :1], i))
 
 

@@ -32,6 +32,7 @@ from penstock.adapt.gcab import GCAB
 from penstock.adapt.lanes import MultiLane
 from penstock.adapt.method import BudgetPart, Method, Part, Passing, find
 from penstock.adapt.methods.acm import ACMs, distil
+from penstock.adapt.methods.codebook import Codebook, count_codes, fit_codes, force_codes, read_codes
 from penstock.adapt.methods.gated_attention import GatedAttention
 from penstock.adapt.methods.gateskip import GateSkip
 from penstock.adapt.methods.lf_steering import LFSteering, find_latents, fit_latents
@@ -73,6 +74,7 @@ __all__ = [
     "ACMs",
     "Adapter",
     "BudgetPart",
+    "Codebook",
     "DirichletUNEM",
     "DomainEncoder",
     "Dopamine",
@@ -121,14 +123,17 @@ __all__ = [
     "check",
     "clip_text",
     "collect_task",
+    "count_codes",
     "distil",
     "expert_shares",
     "find",
     "find_latents",
     "find_registers",
+    "fit_codes",
     "fit_latents",
     "fit_mapper",
     "fit_steering",
+    "force_codes",
     "from_pretrained",
     "head_divergence",
     "insert",
@@ -136,6 +141,7 @@ __all__ = [
     "merge",
     "merge_by_anchors",
     "places",
+    "read_codes",
     "reinforce",
     "remove",
     "resonance",

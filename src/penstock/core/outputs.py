@@ -39,7 +39,7 @@ class Selection(NamedTuple):
 
 
 class Codes(NamedTuple):
-    """Quantized values `(..., D)`, the index of each code `(...)`, and losses by name."""
+    """Quantized values `(..., D)`, the index of each code `(...)`, or of several with axes more, and losses by name."""
 
     values: Tensor
     indices: Tensor

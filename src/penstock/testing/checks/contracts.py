@@ -141,15 +141,17 @@ def check_codes(cls: type[Mechanism]) -> None:
     (x,) = draw(module, batch=4, time=32)
     codes = call(module, (x.requires_grad_(),))
     expect(codes.values.shape == x.shape, f"{tuple(x.shape)} goes in, {tuple(codes.values.shape)} comes out")
+    sizes = tuple(codes.indices.shape)
     expect(
-        codes.indices.shape == x.shape[:-1], f"indices have shape {tuple(codes.indices.shape)}, not {tuple(x.shape[:-1])}"
+        sizes[: x.dim() - 1] == x.shape[:-1], f"indices have shape {sizes}, which does not begin with {tuple(x.shape[:-1])}"
     )
     expect(
         not codes.indices.is_floating_point() and int(codes.indices.min()) >= 0, "an index is not an integer of at least 0"
     )
-    flat, values = codes.indices.flatten(), codes.values.detach().flatten(0, -2)
-    for index in flat.unique():
-        chosen = values[flat == index]
-        same(chosen, chosen[:1].expand_as(chosen), f"the values of index {int(index)}")
+    values = codes.values.detach().flatten(0, -2)
+    flat = codes.indices.reshape(len(values), -1)
+    for index in flat.unique(dim=0):
+        chosen = values[(flat == index).all(-1)]
+        same(chosen, chosen[:1].expand_as(chosen), f"the values of index {index.tolist()}")
     (grad,) = torch.autograd.grad(tensors(codes)[0].sum(), x, allow_unused=True)
     expect(grad is not None and bool(grad.any()), "no gradient reaches the input")
