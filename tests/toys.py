@@ -343,7 +343,7 @@ class AbstractCross(FieldInteraction):
 
     def __init__(self, dim: Size, fields: Size = 3, *, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
-        self.dim, self.fields = dim, fields
+        self.dim, self.fields, self.width = dim, fields, fields * dim
         self.score = nn.Linear(fields * dim, fields, device=device, dtype=dtype)
         self.gate = Gate()
 

@@ -58,7 +58,9 @@ FORMS = {
     "Fusion": Form(
         "batch time dim", takes="*streams: Tensor", first="streams[0]", keep="self.dim, self.dims = dim, (dim, dim)"
     ),
-    "FieldInteraction": Form("batch fields dim", sizes=("fields", "dim")),
+    "FieldInteraction": Form(
+        "batch fields dim", sizes=("fields", "dim"), keep="self.fields, self.dim, self.width = fields, dim, fields * dim"
+    ),
     "Forecaster": Form("batch length channels", sizes=("length", "horizon", "channels")),
     "Codebook": Form("... dim", returns="Codes", imports=("Codes",)),
     "SlotBinder": Form("batch tokens dim"),

@@ -258,11 +258,11 @@ class Fusion(Mechanism):
 
 
 class FieldInteraction(Mechanism):
-    """`(B, F, D) -> (B, D_out)`.
+    """`(B, F, D) -> (B, width)`.
 
-    One that `gives_logits` is a whole model but for its embeddings: what it gives is a logit for each task. The others have
-    `width`, which is D_out, and whoever uses them adds a linear map. One that `reads_items` has each item of a list for a
-    field, of zeros where no item is, and is told where they are: `history`, beside the field it asks about, `target`.
+    One that `gives_logits` is a whole model but for its embeddings: what it gives is a logit for each task. To the others
+    whoever uses them adds a linear map. One that `reads_items` has each item of a list for a field, of zeros where no item
+    is, and is told where they are: `history`, beside the field it asks about, `target`.
     """
 
     is_contract: ClassVar[bool] = True
@@ -270,6 +270,7 @@ class FieldInteraction(Mechanism):
     reads_items: ClassVar[bool] = False
     fields: int
     dim: int
+    width: int
 
     def input_shapes(self, batch: int, time: int) -> list[tuple[int, ...]]:  # noqa: ARG002 - fields have no time
         """Return the shape of the embedded fields."""

@@ -59,14 +59,14 @@ class ClickModel(nn.Module, metaclass=MechanismType):
         known = {"fields": self.embedding.fields, "dim": dim, "tasks": self.tasks, **apart, **place}
         built = build_choice("ClickModel: model", model, FieldInteraction, known)
         self.interaction = cast("FieldInteraction", built)
-        self.width = _width(self.interaction)
-        gives_logits = self.interaction.gives_logits or (self.width == 1 and self.tasks == 1)
-        if gives_logits and self.width != self.tasks:
+        width = self.interaction.width
+        gives_logits = self.interaction.gives_logits or (width == 1 and self.tasks == 1)
+        if gives_logits and width != self.tasks:
             raise ConfigError(
-                f"ClickModel: {self.interaction.name} answers {self.width} targets, and there are {self.tasks}: "
+                f"ClickModel: {self.interaction.name} answers {width} targets, and there are {self.tasks}: "
                 f"{', '.join(target.label for target in fields.targets)}"
             )
-        self.head = None if gives_logits else Linear(self.width, self.tasks, **place)
+        self.head = None if gives_logits else Linear(width, self.tasks, **place)
 
     @property
     def name(self) -> str:
@@ -175,15 +175,3 @@ def _reads_items(model: Choice, fields: Fields) -> dict[str, Any]:
     if not lists or not fields.of("categorical"):
         raise ConfigError(f"ClickModel: {name} reads a column of lists beside a category, and there are not both")
     return {"target": len(fields.of("numeric")), "history": found}
-
-
-def _width(interaction: FieldInteraction) -> int:
-    """Return how many numbers an interaction gives for a row."""
-    if isinstance(width := getattr(interaction, "width", None), int):
-        return width
-    was, some = interaction.training, next(interaction.parameters(), torch.empty(0))
-    interaction.eval()
-    with torch.no_grad():
-        y = interaction(torch.zeros(2, interaction.fields, interaction.dim, device=some.device, dtype=some.dtype))
-    interaction.train(was)
-    return y.shape[-1]

@@ -115,7 +115,7 @@ class HoME(FieldInteraction):
             raise ConfigError(f"{self.name}: groups must be numbers of tasks of at least 1, got groups={groups!r}")
         self.fields, self.dim, self.of = fields, dim, [c for c, size in enumerate(groups) for _ in range(size)]
         place, kinds, tasks, wide = {"device": device, "dtype": dtype}, 1 + len(groups), sum(groups), fields * dim
-        self.shape = (kinds, experts)
+        self.shape, self.width = (kinds, experts), tasks
         self.view = FeatureGates(kinds, wide, rank, views, place)
         self.experts = Experts(kinds, experts, wide, hidden, place)
         self.to_shared_gate = Linear(wide, kinds * experts, **place)

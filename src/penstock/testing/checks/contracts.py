@@ -31,12 +31,11 @@ def check_output(cls: type[Mechanism]) -> None:
         elif cls.card.contract == "Forecaster":
             wanted = (batch, module.horizon, sizes[-1])
             expect(got == wanted, f"{sizes} goes in, {got} comes out instead of {wanted}")
-        elif cls.card.contract == "Pooling":
+        elif cls.card.contract in ("Pooling", "FieldInteraction"):
             wanted = (batch, module.width)
             expect(got == wanted, f"{sizes} goes in, {got} comes out instead of {wanted}")
         else:
-            axes = 2 if cls.card.contract == "FieldInteraction" else 3
-            expect(len(got) == axes and got[0] == batch, f"{sizes} goes in, {got} comes out: {axes} axes are expected")
+            expect(len(got) == 3 and got[0] == batch, f"{sizes} goes in, {got} comes out: 3 axes are expected")
 
 
 @to("Activation", "ChannelMixer", "Codebook")
