@@ -47,6 +47,31 @@ def test_gates_are_fitted_and_measured(model, tmp_path, capsys):
     assert "step 1 of 6" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_a_whole_model_is_compared_with_one_that_was_trained_as_long(model, tmp_path, capsys):
+    small = ["--steps", "20", "--batch", "2", "--length", "16", "--tokens", "4", "--budget", "0.6", "--rate", "0.01"]
+    set_ = ["--set", "grain=token", "--set", "share=model"]
+    out = tmp_path / "out"
+    assert main(["adapt", str(model), "--text", str(model / "text.txt"), *small, "--out", str(out), "--whole", *set_]) == 0
+    assert "no gates, tuned" in capsys.readouterr().out
+    plain, tuned, gated = json.loads((out / "adapt.json").read_text("utf-8"))["rows"]
+    assert [plain["tuned"], tuned["tuned"], gated["tuned"]] == [False, True, False]
+    assert tuned["loss"] < 0.9 * plain["loss"]
+    assert tuned["spent"] == 1
+    assert adapt.adapters_of(adapt.from_pretrained(out / "model"))[0].budget == 0.6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["skip-middle", "wina"])
+def test_every_method_with_a_budget_is_measured(method, model, tmp_path):
+    small = ["--steps", "4", "--batch", "2", "--length", "16", "--tokens", "4", "--budget", "0.5", "--method", method]
+    assert main(["adapt", str(model), "--text", str(model / "text.txt"), *small, "--out", str(tmp_path)]) == 0
+    plain, row = json.loads((tmp_path / "adapt.json").read_text("utf-8"))["rows"]
+    assert row["spent"] == pytest.approx(0.5, abs=0.1) or method == "skip-middle"  # whose gates are open yet
+    assert row["loss"] >= plain["loss"] - 0.5
+    assert adapt.load(transformers.AutoModelForCausalLM.from_pretrained(model), tmp_path).budget == 0.5
+
+
 def test_what_is_not_there_is_told_in_one_line(model, tmp_path, capsys):
     text = str(model / "text.txt")
     assert main(["adapt", str(tmp_path / "nothing"), "--text", text]) == 2

@@ -1,5 +1,6 @@
 """What gates are worth in a trained model: quality and wall-clock at several budgets, beside random skipping."""
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,12 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from penstock.adapt import Adapter, BudgetPart, find, insert
+from penstock.adapt import Adapter, BudgetPart, find, insert, remove
 from penstock.adapt.data import stretches, tokens_of
 from penstock.adapt.running import evaluating
 from penstock.adapt.training import Schedule, train
 from penstock.core import ConfigError, DataError
 
+NONE = float("nan")
 HELD, CALIBRATION = 0.1, 4
 """Share of the text that is held out, and how many batches set the levels."""
 
@@ -28,6 +30,7 @@ class Row(NamedTuple):
         random: loss of the gated model that skips at random at this cost.
         ungated: loss of the model without gates that skips at random at this cost.
         decode: milliseconds for each token in decoding one sequence.
+        tuned: whether the model without gates was trained as the one with gates was, where all weights were.
     """
 
     budget: float
@@ -36,6 +39,7 @@ class Row(NamedTuple):
     random: float
     ungated: float
     decode: float
+    tuned: bool = False
 
 
 def load_model(folder: str | Path, device: str = "cpu") -> tuple[Any, Any]:
@@ -82,7 +86,7 @@ def study(  # noqa: PLR0913 - each is a flag
         schedule: how to train.
         tokenizer: of the model; by default bytes are tokens.
         out: a folder for checkpoints.
-        freeze: train the gates alone.
+        freeze: train the gates alone; otherwise all weights, and those of the model without gates as long, to compare with.
         tokens: to decode for a timing.
         on_progress: called in training.
     """
@@ -91,16 +95,23 @@ def study(  # noqa: PLR0913 - each is a flag
         raise DataError(f"adapt: text must be a file, got {text!r}")
     cut = int(len(every) * (1 - HELD))
     held = stretches(every[cut:], schedule.length, schedule.batch, 16)
-    plain = Row(0, 1.0, loss_of(model, held), float("nan"), float("nan"), 0.0)
+    rows = [Row(0, 1.0, loss_of(model, held), NONE, NONE, NONE)]
+    plain = copy.deepcopy(model, {id(p): p for p in model.parameters()} if freeze else None)
     adapter = insert(model, find(method)(**options), freeze=freeze)
     if not any(isinstance(part, BudgetPart) for part in adapter.parts.values()):
         raise ConfigError(f"adapt: {method} has no budget: train it by penstock.adapt.train")
-    train(adapter, every[:cut], schedule, out=out, on_progress=on_progress)
+    if not freeze:
+        switched = insert(plain, find(method)(**options), freeze=False)
+        with switched.off():
+            train(switched, every[:cut], schedule, out=out and out / "tuned", on_progress=on_progress)
+        rows.append(Row(0, 1.0, loss_of(remove(plain), held), NONE, NONE, NONE, tuned=True))
+    if list(adapter.parameters()) or not freeze:
+        train(adapter, every[:cut], schedule, out=out, on_progress=on_progress)
     spread = every[:cut][-(cut // 2) :]
     adapter.calibrate(stretches(spread, schedule.length, schedule.batch, CALIBRATION), budgets)
-    rows = [_row(adapter, share, held) for share in budgets]
-    times = decode_times(adapter, [0.0, *budgets], held[0]["input_ids"][:1, :16], tokens)
-    return adapter, [row._replace(decode=ms) for row, ms in zip([plain, *rows], times, strict=True)]
+    rows += [_row(adapter, share, held) for share in budgets]
+    times = decode_times(plain, adapter, [row.budget for row in rows], held[0]["input_ids"][:1, :16], tokens)
+    return adapter, [row._replace(decode=ms) for row, ms in zip(rows, times, strict=True)]
 
 
 def _row(adapter: Adapter, share: float, held: list[dict[str, Tensor]]) -> Row:
@@ -123,7 +134,7 @@ def _row(adapter: Adapter, share: float, held: list[dict[str, Tensor]]) -> Row:
         for part, was in zip(parts, before, strict=True):
             part.random, part.ungated, part.budget = False, False, was
     adapter.spent()
-    return Row(share, spent, loss, random, ungated, 0.0)
+    return Row(share, spent, loss, random, ungated, NONE)
 
 
 @torch.no_grad()
@@ -136,22 +147,20 @@ def loss_of(model: nn.Module, held: list[dict[str, Tensor]]) -> float:
 
 
 @torch.no_grad()
-def decode_times(adapter: Adapter, budgets: Sequence[float], prompt: Tensor, tokens: int, rounds: int = 5) -> list[float]:
-    """Return the milliseconds for each token at each budget, 0 for the model without gates: the least of rounds by turns."""
-    model: Any = adapter.model
+def decode_times(
+    plain: Any, adapter: Adapter, budgets: Sequence[float], prompt: Tensor, tokens: int, rounds: int = 5
+) -> list[float]:
+    """Return the milliseconds for each token at each budget, 0 for the `plain` model: the least of rounds by turns."""
+    gated: Any = adapter.model
     before, best = adapter.budget, [float("inf")] * len(budgets)
-    words = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-    with evaluating(model):
+    words = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None, "min_new_tokens": tokens, "max_new_tokens": tokens}
+    with evaluating(plain), evaluating(gated):
         for _ in range(rounds):
             for index, share in enumerate(budgets):
                 if share:
                     adapter.budget = share
                 start = time.perf_counter()
-                if share:
-                    model.generate(prompt, min_new_tokens=tokens, max_new_tokens=tokens, **words)
-                else:
-                    with adapter.off():
-                        model.generate(prompt, min_new_tokens=tokens, max_new_tokens=tokens, **words)
+                (gated if share else plain).generate(prompt, **words)
                 best[index] = min(best[index], 1e3 * (time.perf_counter() - start) / tokens)
     adapter.budget = before
     return best

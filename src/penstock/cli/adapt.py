@@ -39,7 +39,8 @@ def adapt(  # noqa: PLR0913 - each is a flag
         batch: windows of text in a step.
         length: tokens of a window.
         rate: the highest learning rate.
-        whole: train the model's own weights too, which the adapter does not hold: the model is saved beside it.
+        whole: train the model's own weights too, which the adapter does not hold: the model is saved instead. The model
+            without gates is trained as long, to compare with.
         tokens: to decode for a timing.
         device: cpu or cuda.
         out: a folder for checkpoints, the adapter and adapt.json.
@@ -70,14 +71,16 @@ def adapt(  # noqa: PLR0913 - each is a flag
 
 
 def _cells(rows: list[Any]) -> list[list[str]]:
-    plain = rows[0]
+    plain, tuned = rows[0], next((row for row in rows if row.tuned), None)
     cells = [["budget", "computed", "loss", "change", "random", "random, no gates", "ms a token", "of the model's"]]
+    if tuned:
+        cells[0].insert(4, "to tuned")
     for row in rows:
-        change = f"{row.loss / plain.loss - 1:+.1%}"
         others = [f"{row.random:.4f}", f"{row.ungated:.4f}"] if row.budget else ["", ""]
-        name = f"{row.budget:.0%}" if row.budget else "no gates"
+        name = f"{row.budget:.0%}" if row.budget else "no gates, tuned" if row.tuned else "no gates"
         times = [f"{row.decode:.2f}", f"{row.decode / plain.decode:.0%}"]
-        cells.append([name, f"{row.spent:.0%}", f"{row.loss:.4f}", change, *others, *times])
+        changes = [f"{row.loss / other.loss - 1:+.1%}" for other in (plain, tuned) if other]
+        cells.append([name, f"{row.spent:.0%}", f"{row.loss:.4f}", *changes, *others, *times])
     return cells
 
 
