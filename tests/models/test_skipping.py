@@ -123,6 +123,16 @@ def test_skipped_tokens_are_not_computed(name, keys, training):
     assert counts == {"channel": some, "query": some, "key": every if keys == "all" else some}
 
 
+@pytest.mark.parametrize("keys", ["kept", "all"])
+def test_what_the_gate_has_read_is_not_read_again(keys):
+    model, rows = model_of("gateskip", keys).eval(), []
+    for block in model.blocks():
+        for norm in (block.mixer_norm, block.channel_norm):
+            norm.register_forward_hook(lambda _m, given, _y: rows.append(given[0].shape[:2].numel()))
+    model(tokens(4, 12))
+    assert rows == [48] * 4
+
+
 def test_few_tokens_are_computed_to_fill_up_sequences_that_keep_fewer():
     model = model_of("gateskip", "all").eval()
     calibrate(model, tokens(64, 24, seed=7))

@@ -44,6 +44,12 @@ MASKS = {
 }
 
 
+def test_where_every_query_sees_a_key_it_may_be_said():
+    q, k, v, mask = draw(2, 5, 4, 3), draw(2, 7, 2, 3), draw(2, 7, 2, 6), torch.rand(5, 7) < 0.5
+    mask[:, 2] = True
+    torch.testing.assert_close(masked_attention(q, k, v, mask, blind=False), masked_attention(q, k, v, mask))
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("shape", MASKS.values(), ids=MASKS)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from penstock.ops.plan import Plan, add, add_masked, plan_routes, plan_rows, put
+from penstock.ops.plan import Plan, add, add_masked, alike, plan_routes, plan_rows, plan_tokens, put
 
 
 def blocks(count, seen=None):
@@ -68,6 +68,31 @@ def test_ties_keep_the_order_of_tokens():
     assert plan.rows.tolist() == [1, 3, 0, 2]
     assert plan.bounds == [0, 2, 4]
     assert isinstance(plan, Plan)
+
+
+@pytest.mark.parametrize("kept", [[[1, 0, 1, 0], [0, 1, 1, 0]], [[0, 0], [0, 0]], [[1, 0, 0], [1, 1, 0]]])
+def test_tokens_are_planned_in_their_order_and_what_fills_up_weighs_nothing(kept):
+    keep = torch.tensor(kept)
+    most = int(keep.sum(1).max())
+    plan, places = plan_tokens(keep)
+    assert places.shape == (len(kept), most)
+    for row, at in enumerate(places.tolist()):
+        wanted = keep[row].nonzero().flatten().tolist()
+        assert at[: len(wanted)] == wanted
+    assert plan.rows.tolist() == (places + keep.shape[1] * torch.arange(len(kept)).unsqueeze(1)).flatten().tolist()
+    there = torch.ones(plan.rows.shape) if plan.weights is None else plan.weights
+    assert int(there.sum()) == int(keep.sum())
+    fixed, same = plan_tokens(keep, most)
+    assert torch.equal(same, places)
+    assert torch.equal(fixed.rows, plan.rows)
+
+
+def test_sequences_are_grouped_by_how_many_tokens_they_keep():
+    keep = torch.tensor([[1, 1, 1], [0, 0, 0], [1, 0, 0], [1, 1, 1], [0, 1, 0]])
+    assert [group.tolist() for group in alike(keep, 2)] == [[2, 4], [0, 3]]
+    assert [group.tolist() for group in alike(keep[[0, 3]], 2)] == [[0, 1]]
+    assert [group.tolist() for group in alike(keep[[1, 2, 4]], 2)] == [[1, 2]]
+    assert alike(keep[1:2], 2) == []
 
 
 def test_a_compiled_program_goes_on_after_a_plan_and_computes_the_same():

@@ -19,13 +19,10 @@ class MixerPart:
 
     def __init__(self, block: Block, tokens: Tensor | None) -> None:
         self.block, self.tokens = block, tokens
-        self._given: Tensor | None = None
 
     def read(self, x: Tensor) -> Tensor:
-        """Return what the mixer is given of the stream; who asks for the same again gets it without computing."""
-        if x is not self._given:
-            self._given, self._seen = x, self.block.mixer_norm(x)
-        return self._seen
+        """Return what the mixer is given of the stream."""
+        return self.block.mixer_norm(x)
 
     def of(self, rows: Tensor) -> "MixerPart":
         """Return the part for some of the sequences only."""
@@ -36,15 +33,10 @@ class MixerPart:
         return self.block.dropout(self.block.mixer(self.read(x), **asked(self.block.mixer, self.tokens)))
 
     def at(self, x: Tensor, places: Tensor, among: Tensor | None) -> Tensor:
-        """Return what is added to the tokens `x` `(B, S, dim)` at their `places`; they see `among`, or only each other."""
+        """Return what is added to tokens at their `places`, of what was read of them; they see `among`, or each other."""
         if self.block.mixer.reads_tokens and among is None:
-            return self.block.dropout(self.block.mixer(self.read(x), tokens_at(self.tokens, places)))
-        if among is None:
-            return self.block.dropout(self.block.mixer.forward_at(self.read(x), places, None))
-        seen = self.read(among)
-        rows = places + among.shape[1] * torch.arange(len(among), device=among.device).unsqueeze(1)
-        mine = seen.flatten(0, 1).index_select(0, rows.flatten()).view_as(x)
-        return self.block.dropout(self.block.mixer.forward_at(mine, places, seen))
+            return self.block.dropout(self.block.mixer(x, tokens_at(self.tokens, places)))
+        return self.block.dropout(self.block.mixer.forward_at(x, places, among))
 
 
 class ChannelPart:
@@ -59,17 +51,21 @@ class ChannelPart:
         """Return what the channel mixer is given of the stream."""
         return cast("nn.Module", self.block.channel_norm)(x)
 
-    def __call__(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """Return what is added to the positions `x` `(B, T, dim)`."""
-        channel = cast("ChannelMixer", self.block.channel)
-        return self.block.dropout(channel(self.read(x), **asked(channel, self.tokens if tokens is None else tokens)))
+        return self.mixed(self.read(x), self.tokens)
 
     def at(self, x: Tensor, places: Tensor, among: Tensor | None) -> Tensor:  # noqa: ARG002 - each position is alone
-        """Return what is added to the tokens `x` `(B, S, dim)` at their `places`, of each sequence or of all as one."""
-        tokens = self.tokens
+        """Return what is added to tokens at their `places`, of each sequence or of all as one, of what was read of them."""
+        tokens = self.tokens if cast("ChannelMixer", self.block.channel).reads_tokens else None
         if tokens is not None and len(x) != len(tokens):
             tokens = tokens.reshape(1, -1)
-        return self(x, tokens_at(tokens, places))
+        return self.mixed(x, tokens_at(tokens, places))
+
+    def mixed(self, x: Tensor, tokens: Tensor | None) -> Tensor:
+        """Return what is added to positions, of what was read of them."""
+        channel = cast("ChannelMixer", self.block.channel)
+        return self.block.dropout(channel(x, **asked(channel, tokens)))
 
 
 class WholePart:
@@ -95,8 +91,13 @@ class WholePart:
 
     def at(self, x: Tensor, places: Tensor, among: Tensor | None) -> Tensor:
         """Return what is added to the tokens `x` `(B, S, dim)` at their `places`; they see `among`, or only each other."""
-        mixed = self.mixer.at(x, places, among)
-        return mixed if self.channel is None else mixed + self.channel.at(x + mixed, places, among)
+        if among is None:
+            mixed = self.mixer.at(self.mixer.read(x), places, None)
+        else:
+            seen = self.mixer.read(among)
+            rows = places + among.shape[1] * torch.arange(len(among), device=among.device).unsqueeze(1)
+            mixed = self.mixer.at(seen.flatten(0, 1).index_select(0, rows.flatten()).view_as(x), places, seen)
+        return mixed if self.channel is None else mixed + self.channel.at(self.channel.read(x + mixed), places, among)
 
 
 def tokens_at(tokens: Tensor | None, places: Tensor) -> Tensor | None:

@@ -34,6 +34,8 @@ class Plan(NamedTuple):
 
     def gather(self, x: Tensor) -> list[Tensor]:
         """Return the rows of `x` `(length, ...)` for each block."""
+        if len(self.bounds) == 2:
+            return [x.index_select(0, self.rows)]
         sizes = [stop - start for start, stop in zip(self.bounds, self.bounds[1:], strict=False)]
         return list(x.index_select(0, self.rows).split(sizes))
 
@@ -76,15 +78,16 @@ def plan_tokens(keep: Tensor, count: int | None = None) -> tuple[Plan, Tensor]:
     """
     batch, time = keep.shape
     counts = keep.count_nonzero(1)
+    starts = time * torch.arange(batch, device=keep.device).unsqueeze(1)
     if count is None:
         known = counts.tolist()
         count = max(known, default=0)
-        uneven = min(known, default=0) < count
-    else:
-        uneven = True
+        if min(known, default=0) == count:
+            plan = plan_rows(keep.flatten())
+            return plan, plan.rows.view(batch, count) - starts
     places = (keep == 0).to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
-    rows = (places + time * torch.arange(batch, device=keep.device).unsqueeze(1)).flatten()
-    there = (torch.arange(count, device=keep.device) < counts.unsqueeze(1)).flatten() if uneven else None
+    rows = (places + starts).flatten()
+    there = (torch.arange(count, device=keep.device) < counts.unsqueeze(1)).flatten()
     return Plan(rows, [0, rows.shape[0]], there, batch * time), places
 
 
@@ -96,18 +99,22 @@ def alike(keep: Tensor, groups: int) -> list[Tensor]:
         groups: how many there are at most; one, where all keep as many.
     """
     counts = keep.count_nonzero(1)
-    order = counts.argsort(stable=True)
-    known = counts[order].tolist()
-    empty = known.count(0)
-    if not known[empty:]:
+    known = counts.tolist()
+    kept = len(known) - known.count(0)
+    if kept == 0:
         return []
-    return list(order[empty:].chunk(1 if known[empty] == known[-1] else groups))
+    if kept == len(known) and min(known) == max(known):
+        return [torch.arange(kept, device=keep.device)]
+    order = counts.argsort(stable=True)[-kept:]
+    return list(order.chunk(1 if len({*known} - {0}) == 1 else groups))
 
 
 def compute(plan: Plan, x: Tensor, blocks: Sequence[Block]) -> Tensor | None:
     """Return the weighted result of each planned row, `(R, ...)`, or None: no block is called on no rows."""
     parts = [block(rows) for block, rows in zip(blocks, plan.gather(x), strict=True) if rows.shape[0]]
-    return plan.weighted(torch.cat(parts)) if parts else None
+    if not parts:
+        return None
+    return plan.weighted(parts[0] if len(parts) == 1 else torch.cat(parts))
 
 
 def add(plan: Plan, x: Tensor, blocks: Sequence[Block], into: Tensor) -> Tensor:

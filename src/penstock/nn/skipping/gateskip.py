@@ -69,8 +69,9 @@ class GateSkip(AbstractTokenSkip, Skip):
     def forward(self, x: Tensor, block: Block) -> tuple[Tensor, Halting]:
         """Apply `block` to the tokens of `x` `(batch, time, dim)` that are within the budget."""
         self.check_shape(x, "batch time dim")
-        gate = self.gate(torch.sigmoid(self.to_gate(read(block, x).detach())))
+        seen = read(block, x)
+        gate = self.gate(torch.sigmoid(self.to_gate(seen.detach())))
         keep = self.choose(gate.mean(-1), getattr(block, "start", 0))
         losses = {"sparsity": self.sparsity * gate.square().sum() / max(1, gate.numel())} if self.training else {}
-        y = self.compute(x, block, keep, gate)
+        y = self.compute(x, block, keep, gate, seen)
         return y, Halting(keep, keep.sum() / max(1, keep.numel()), dict(self.losses(losses)))

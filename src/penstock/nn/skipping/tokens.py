@@ -8,7 +8,7 @@ from torch import Tensor
 
 from penstock.core import AuxiliaryLosses, Gate, Share, Skip
 from penstock.gates import Budget, check_scores
-from penstock.ops.plan import add, alike, plan_tokens
+from penstock.ops.plan import Plan, add, alike, plan_rows, plan_tokens
 
 Block = Callable[[Tensor], Tensor]
 Select = Literal["top", "level"]
@@ -97,41 +97,40 @@ class AbstractTokenSkip(Skip):
             self.ties[0], self.ties[1] = self.level + step, cut % 1 - 0.5 / STEPS
         self.reached = float(self.reach(scores, spread).double().mean())
 
-    def compute(self, x: Tensor, block: Block, keep: Tensor, weights: Tensor) -> Tensor:
+    def compute(self, x: Tensor, block: Block, keep: Tensor, weights: Tensor, seen: Tensor | None = None) -> Tensor:
         """Return `x` `(B, T, D)` with what the block gives for the kept tokens, times `weights` `(B, T, 1 or D)`, added.
 
         A block of single positions gets all kept tokens as one sequence. Where sequences keep different numbers, those that
-        keep about as many are computed together, since the shorter ones of them are filled up.
+        keep about as many are computed together, since the shorter ones of them are filled up. `seen` is what the block has
+        read of `x` (`read`), if it has.
         """
         if hasattr(block, "extend"):
             return block.extend(x, keep, weights)
+        seen = x if seen is None else seen
         if torch.compiler.is_compiling() and (self.training or self.select == "top"):
-            return self.put(x, block, keep, weights, self._budget.count(x.shape[1]))
+            return self.put(x, block, plan_tokens(keep, self._budget.count(x.shape[1])), weights, seen)
         if getattr(block, "pointwise", False):
-            whole = (1, x.shape[0] * x.shape[1], -1)
-            y = self.put(x.reshape(whole), block, keep.reshape(1, -1), weights.reshape(whole))
-            return y.view_as(x)
+            plan = plan_rows(keep.flatten())
+            return self.put(x, block, (plan, plan.rows.unsqueeze(0)), weights, seen)
         y = x
         for rows in alike(keep, GROUPS):
             if len(rows) == len(x):
-                return self.put(x, block, keep, weights)
+                return self.put(x, block, plan_tokens(keep), weights, seen)
             some = block.of(rows) if hasattr(block, "of") else block
-            y = y.index_copy(0, rows, self.put(x[rows], some, keep[rows], weights[rows]))
+            y = y.index_copy(0, rows, self.put(x[rows], some, plan_tokens(keep[rows]), weights[rows], seen[rows]))
         return y
 
-    def put(self, x: Tensor, block: Block, keep: Tensor, weights: Tensor, count: int | None = None) -> Tensor:
-        """Return what `compute` returns, all sequences filled up to the one that keeps most, or to `count`."""
-        plan, places = plan_tokens(keep, count)
+    def put(self, x: Tensor, block: Block, planned: tuple[Plan, Tensor], weights: Tensor, seen: Tensor) -> Tensor:
+        """Return what `compute` returns, of a plan and the places `(B, S)` of the tokens that are computed."""
+        plan, places = planned
         at = getattr(block, "at", None)
 
         def some(rows: Tensor) -> Tensor:
             tokens = rows.unflatten(0, places.shape)
-            y = block(tokens) if at is None else at(tokens, places, x if self.keys == "all" else None)
-            openness = weights.gather(1, places.unsqueeze(-1).expand(-1, -1, weights.shape[-1]))
-            return (y * openness).flatten(0, 1)
+            y = block(tokens) if at is None else at(tokens, places, seen if self.keys == "all" else None)
+            return y.flatten(0, 1) * weights.flatten(0, 1).index_select(0, plan.rows)
 
-        rows = x.flatten(0, 1)
-        return add(plan, rows, [some], rows).view_as(x)
+        return add(plan, seen.flatten(0, 1), [some], x.flatten(0, 1)).view_as(x)
 
 
 def read(block: Block, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor
 from penstock.core import Probe
 from penstock.ops.attention.cache import Cache, append
 from penstock.ops.attention.masked import masked_attention
-from penstock.ops.attention.rotary import rotary
+from penstock.ops.attention.rotary import angles, rotary, turn
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
@@ -51,7 +51,7 @@ def attend_at(
         q: queries `(B, S, H, D)`.
         k: keys `(B, S, G, D)` of the same tokens, or `(B, T, G, D)` of all tokens.
         v: values, of the same tokens as the keys.
-        places: where the queries' tokens stand, `(B, S)`, as in `SequenceMixer.extend_at`.
+        places: where the queries' tokens stand, `(B, S)`, as in `SequenceMixer.extend_at`; among the tokens of `whole` keys.
         cache: of the tokens before, some or all of them.
         whole: the keys and values are those of all tokens.
         probe: where the weights can be seen.
@@ -59,10 +59,13 @@ def attend_at(
     Returns:
         `(B, S, H, E)`, and the cache with these keys and values.
     """
-    q = rotary(q, places)
     if not whole:
         cache = append(cache, rotary(k, places), v)
-        return masked_attention(q, cache.keys, cache.values, causal=True, probe=probe), cache
-    cache = append(cache, rotary(k, 0 if cache is None else cache.keys.shape[1]), v)
+        return masked_attention(rotary(q, places), cache.keys, cache.values, causal=True, probe=probe), cache
+    before = 0 if cache is None else cache.keys.shape[1]
+    cos, sin = angles(torch.arange(before, before + k.shape[1], device=k.device), k)
+    cache = append(cache, turn(k, cos, sin), v)
+    here = places - before
+    q = turn(q, cos[here], sin[here])
     seen = places.unsqueeze(-1) >= torch.arange(cache.keys.shape[1], device=k.device)
-    return masked_attention(q, cache.keys, cache.values, seen.unsqueeze(1), probe=probe), cache
+    return masked_attention(q, cache.keys, cache.values, seen.unsqueeze(1), blind=False, probe=probe), cache

@@ -34,6 +34,7 @@ def masked_attention(
     scale: float | None = None,
     *,
     causal: bool = False,
+    blind: bool = True,
     probe: Probe | None = None,
 ) -> Tensor:
     r"""Attend from queries to the keys that each may see; a query that may see none is given 0.
@@ -48,6 +49,7 @@ def masked_attention(
         bias: finite, added to the scores; fits `(B, H, T, S)`.
         scale: factor of the scores, `D ** -0.5` by default.
         causal: the queries are the last `T` positions of the `S`, and none sees a later one.
+        blind: a query may be there that sees no key, by `mask` or for want of keys; it takes time to see to that.
         probe: where the weights can be seen.
 
     Returns:
@@ -60,7 +62,7 @@ def masked_attention(
     if causal and mask is None and bias is None and times == length:
         whole = True
     elif mask is not None or causal:
-        any_empty = mask is not None or times > length
+        any_empty = blind and (mask is not None or times > length)
         mask = visible(mask, times, length, q.device, causal=causal)
         if mask is not None and any_empty:
             some = mask.any(-1, keepdim=True)
