@@ -187,8 +187,8 @@ class Skip(Mechanism):
     """`(x, block) -> (y, Halting)`: decides how much of `block` is added to, or computed for, `x`.
 
     `block` gives what is added to the tokens `(batch, some, dim)` it is called on. That of a model has two methods more:
-    `read(x)`, what the block makes of the stream first, and of that `at(x, places, among)`, as `SequenceMixer.forward_at`. One
-    that goes on after tokens before has `start`, their number, and `extend(x, keep, weights)`, what the stream becomes. A
+    `read(x)`, what the block makes of the stream first, and of that `at(x, places, among)`, as `SequenceMixer.forward_at`.
+    One that goes on after tokens before has `start`, their number, and `extend(x, keep, weights)`, what the stream becomes. A
     model has a skip before each layer, or before each branch of a layer where `by_branch`.
     """
 
