@@ -188,8 +188,8 @@ class Skip(Mechanism):
 
     `block` gives what is added to the tokens `(batch, some, dim)` it is called on. That of a model has two methods more:
     `read(x)`, what the block makes of the stream first, and of that `at(x, places, among)`, as `SequenceMixer.forward_at`.
-    One that goes on after tokens before has `start`, their number, and `extend(x, keep, weights)`, what the stream becomes. A
-    model has a skip before each layer, or before each branch of a layer where `by_branch`.
+    One that goes on after tokens before has `start`, their number, and `extend(x, keep, weights)`, what the stream becomes.
+    A model has a skip before each layer, or before each branch of a layer where `by_branch`.
     """
 
     is_contract: ClassVar[bool] = True
