@@ -113,6 +113,11 @@ def middle(handle, data):
         torch.nn.init.normal_(part.to_gate.weight, std=0.2)
 
 
+def calibrated(handle, data):
+    """Set the levels."""
+    handle.calibrate([data], budgets=(0.6,))
+
+
 def drawn(handle, data):
     """Draw all parameters."""
     for parameter in handle.parameters():
@@ -150,6 +155,8 @@ CASES = {
     "gateskip": Case(lambda: adapt.GateSkip(0.6), near=0.06, ready=skipping),
     "gateskip-token": Case(lambda: adapt.GateSkip(0.6, grain="token", share="model"), near=0.06, ready=skipping),
     "skip-middle": Case(lambda: adapt.SkipMiddle(0.6), tuple(DECODERS), near=1e-5, ready=middle),
+    "wina": Case(adapt.WINA, ("llama", "gpt2", "mixtral", "bert", "vit"), near=1e-5, trains=False, ready=calibrated),
+    "chess": Case(adapt.CHESS, ("llama", "qwen3"), near=1e-5, trains=False, ready=calibrated),
     "moh": Case(lambda: adapt.MoH(0.25, 0.5), near=None, trains=False),
     "test-time-registers": Case(lambda: adapt.Registers({0: [3, 5], 1: [7]}), ("vit", "bert"), near=None, trains=False),
     "lf-steering": Case(lambda: adapt.LFSteering(40, 4), trains=False, ready=changing, where="layers.1"),

@@ -17,7 +17,8 @@ A `Method` says what is put in: it has a name, the kinds of places it goes to, a
 
 Changes and calls are methods of the part, so that a copy of the model has copies of them; what one call hands to another is
 a `Passing`, which is not copied. A `Place` has what is there: `dim`, `index`, `branch.first` and `branch.last`, and of
-attention `core`, `maps`, `out`, `heads`, `kv_heads`, `width`. A part with a `penalty()` adds to the model's loss in
+attention `core`, `maps`, `out`, `heads`, `kv_heads`, `width`; linear maps and gated feed-forward layers are places of any model,
+with attention or without. A part with a `penalty()` adds to the model's loss in
 training; a `BudgetPart` has scores of tokens, and levels that calibration sets. Everything is undone by `remove`. A method
 is one file in `penstock.adapt.methods`, exported here; `tests/adapt/test_adapters.py` holds it to its promises on every
 architecture: add it to `tests/adapt/cases.py`.
@@ -47,6 +48,7 @@ from penstock.adapt.methods.seer import SeerAttention
 from penstock.adapt.methods.sf_attention import SFAttention
 from penstock.adapt.methods.skip_middle import SkipMiddle
 from penstock.adapt.methods.soft_injection import SoftInjection, collect_task
+from penstock.adapt.methods.sparse import CATS, CHESS, TEAL, WINA
 from penstock.adapt.methods.steering import Steering, activations, carry, fit_mapper, set_vector
 from penstock.adapt.methods.tunable_experts import TunableExperts, expert_shares, resonance
 from penstock.adapt.methods.vhr import VHR, head_divergence, reinforce
@@ -57,7 +59,6 @@ from penstock.adapt.prompts import MoCoOp, clip_text
 from penstock.adapt.refusal import RefusalTokens
 from penstock.adapt.scaling import ScaledVectors
 from penstock.adapt.slots import SlotTTA, adapt_to
-from penstock.adapt.sparsify import Sparsified, sparsify
 from penstock.adapt.spectrum import VectorFit
 from penstock.adapt.tau import Dopamine
 from penstock.adapt.ties import Ties
@@ -68,9 +69,13 @@ from penstock.adapt.values import ValueNetwork, token_map
 from penstock.adapt.vectors import TaskVector, merge
 
 __all__ = [
+    "CATS",
+    "CHESS",
     "GCAB",
     "PILL",
+    "TEAL",
     "VHR",
+    "WINA",
     "ACMs",
     "Adapter",
     "BudgetPart",
@@ -106,7 +111,6 @@ __all__ = [
     "SkipMiddle",
     "SlotTTA",
     "SoftInjection",
-    "Sparsified",
     "Steering",
     "TaskVector",
     "Ties",
@@ -149,7 +153,6 @@ __all__ = [
     "set_task",
     "set_vector",
     "show_images",
-    "sparsify",
     "teach",
     "token_map",
     "train",

@@ -73,12 +73,11 @@ class Adapter:
             part.set_budget(share)
 
     def calibrate(self, data: Iterable[Any], budgets: Iterable[float] = (0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 1.0)) -> None:
-        """Set the levels that keep the present budget and each of `budgets` on `data`: batches that the model is called with."""
+        """Set the levels that keep each of `budgets`, and the present one, on `data`: batches, as the model is called."""
         from penstock.adapt.calibrate import calibrate
 
-        calibrate(
-            self.model, self._budgeted(), list(data), (*budgets, self.budget), together=getattr(self.what, "share", "") == "model"
-        )
+        wanted = (*budgets, self.budget)
+        calibrate(self.model, self._budgeted(), list(data), wanted, together=getattr(self.what, "share", "") == "model")
 
     def spent(self, *, clear: bool = True) -> float:
         """Return the share of the cost that was computed in evaluation since the last time."""

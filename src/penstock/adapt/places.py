@@ -4,6 +4,7 @@ A family of `transformers` whose parts go by other names needs them in a tuple b
 """
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -11,9 +12,12 @@ from typing import Any, Literal, cast
 
 from torch import nn
 
+from penstock.adapt.replaced import linear_maps
 from penstock.core import ConfigError
 
-Kind = Literal["model", "layer", "attention", "mlp"]
+Kind = Literal["model", "layer", "attention", "mlp", "linear", "gated"]
+ALONE = {"linear": "a linear map", "gated": "a gated feed-forward layer"}
+"""The kinds that any model may have, without a stack of layers."""
 Where = str | Callable[[str, nn.Module], bool]
 
 ATTENTION = ("self_attn", "attn", "attention", "self_attention")
@@ -24,6 +28,9 @@ MAPS = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("c_attn",), 
 """The maps to queries, keys and values, apart or as one."""
 MLP = (("mlp",), ("block_sparse_moe",), ("feed_forward",), ("ffn",), ("intermediate", "output.dense"))
 """The feed-forward branch: one module, or its first and its last."""
+GATED = (("to_gate", "to_value", "out"), ("gate_proj", "up_proj", "down_proj"))
+ACTIVATION = ("phi", "act_fn")
+"""What gated feed-forward layers call their maps and their activation: ours, and those of `transformers`."""
 HEADS = ("num_attention_heads", "n_head", "num_heads")
 KV_HEADS = ("num_key_value_heads", "n_head_kv")
 WIDTH = ("head_dim", "attention_head_size")
@@ -44,7 +51,8 @@ class Place:
 
     Args:
         kind: what it is.
-        alias: its name whatever the family: `layers.3`, `layers.3.attention`, `layers.3.mlp`, or `model`.
+        alias: its name whatever the family: `layers.3`, `layers.3.attention`, `layers.3.mlp`, or `model`; that of a map is
+            its path from its layer, such as `layers.3.self_attn.q_proj`.
         path: of the module that the part becomes a child of.
         host: that module.
         dim: width of the stream.
@@ -108,15 +116,50 @@ def places(model: nn.Module) -> list[Place]:
 def select(model: nn.Module, where: Where, kinds: Iterable[Kind]) -> list[Place]:
     """Return the places of these kinds that `where` matches, by alias or by path; the model itself is always matched."""
     kinds = tuple(kinds)
-    every = [place for place in places(model) if place.kind in kinds]
+    found = [*(places(model) if any(kind not in ALONE for kind in kinds) else ()), *_alone(model)]
+    every = [place for place in found if place.kind in kinds]
     chosen = [place for place in every if place.kind == "model" or _fits(place, where)]
     if not chosen:
         asked = repr(where) if isinstance(where, str) else "the predicate"
         known = ", ".join(place.alias for place in every[:3]) or "none"
-        raise ConfigError(
-            f"insert: where must match {' or '.join(kinds)} of the model, and {asked} matches none of {known}, .."
-        )
+        names = " or ".join(ALONE.get(kind, kind) for kind in kinds)
+        raise ConfigError(f"insert: where must match {names} of the model, and {asked} matches none of {known}, ..")
     return chosen
+
+
+def _alone(model: nn.Module) -> Iterator[Place]:
+    """Yield the linear maps that no adapter has, and the gated feed-forward layers that are made of them."""
+    every = linear_maps(model, "*", transposed=True)
+    found = {path: part for path, part in every.items() if not _added(path)}
+    own = set(found.values())
+    layers: dict[str, tuple[Any, ...]] = {}
+    for path, part in model.named_modules():
+        for names in GATED:
+            maps = tuple(getattr(part, name, None) for name in names)
+            if path and own.issuperset(maps) and any(hasattr(part, name) for name in ACTIVATION):
+                layers[path] = (part, *maps)
+    aliases = {path: _alias(path) for path in (*found, *layers)}
+    users = Counter(aliases.values())
+    aliases = {path: alias if users[alias] == 1 else path for path, alias in aliases.items()}
+    for path, part in found.items():
+        yield Place("linear", aliases[path], path, part, part.weight.shape[0 if _is_transposed(part) else 1])
+    for path, (part, to_gate, to_value, out) in layers.items():
+        yield Place("gated", aliases[path], path, part, out.weight.shape[0], maps=(to_gate, to_value), out=out)
+
+
+def _added(path: str) -> bool:
+    return any(step.startswith(("penstock_", "lora_")) for step in path.split("."))
+
+
+def _is_transposed(part: nn.Module) -> bool:
+    return not isinstance(part, nn.Linear)
+
+
+def _alias(path: str) -> str:
+    """Return a path from the number of its layer on, behind `layers`."""
+    steps = path.split(".")
+    first = next((place for place, step in enumerate(steps) if step.isdigit()), 0)
+    return ".".join(("layers", *steps[first:])) if steps[first].isdigit() else path
 
 
 def _fits(place: Place, where: Where) -> bool:
@@ -145,10 +188,15 @@ def number(things: Iterable[Any], names: Iterable[str]) -> int | None:
     return None
 
 
-def _stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
+def _stacks(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
     for path, part in model.named_modules():
         if isinstance(part, nn.ModuleList) and len(part) and all(child(layer, ATTENTION) is not None for layer in part):
-            return path, part
+            yield path, part
+
+
+def _stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    for found in _stacks(model):
+        return found
     raise ConfigError(
         f"insert: {type(model).__name__} has no stack of layers with attention, looked for under {', '.join(ATTENTION)}"
     )
@@ -190,11 +238,13 @@ def _branches(layer: nn.Module, alias: str, path: str, config: Any, index: int, 
 
 def describe(model: nn.Module) -> dict[str, Any]:
     """Return what two models must agree in for the parts of one to fit the other."""
+    config: Any = getattr(model, "config", None)
+    family = {"family": str(getattr(config, "model_type", type(model).__name__))}
+    if not any(_stacks(model)):
+        return family
     first = places(model)
     attention = next(place for place in first if place.kind == "attention")
-    config: Any = getattr(model, "config", None)
-    return {
-        "family": str(getattr(config, "model_type", type(model).__name__)),
+    return family | {
         "layers": first[0].layers,
         "dim": first[0].dim,
         "heads": attention.heads,

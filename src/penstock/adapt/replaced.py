@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
@@ -41,15 +42,20 @@ class Replaced:
         return self.fold(lambda _, before: before)
 
 
-def linear_maps(model: nn.Module, where: str) -> dict[str, nn.Linear]:
-    """Return the plain linear maps whose paths match a pattern and whose weight is nobody else's, by path."""
+def linear_maps(model: nn.Module, where: str, *, transposed: bool = False) -> dict[str, Any]:
+    """Return the plain linear maps whose paths match a pattern and whose weight is nobody else's, by path.
+
+    Args:
+        model: that they are in.
+        where: the pattern.
+        transposed: also those of GPT-2, whose weight is `(in, out)`.
+    """
     users = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     return {
         path: part
         for path, part in model.named_modules()
         if path
-        and isinstance(part, nn.Linear)
-        and type(part) in (nn.Linear, Linear)
+        and (type(part) in (nn.Linear, Linear) or (transposed and type(part).__name__ == "Conv1D"))
         and users[id(part.weight)] == 1
         and fnmatchcase(path, where)
     }

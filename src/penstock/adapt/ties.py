@@ -57,7 +57,10 @@ class _Chain:
         self.around: list[tuple[nn.Module, Change]] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.run(len(self.around), *args, **kwargs)
+        if len(self.around) > 1:
+            return self.run(len(self.around), *args, **kwargs)
+        part, call = self.around[0]  # without a partial, which each branch of each token would make
+        return call(self.base, *args, **kwargs) if part.on else self.base(*args, **kwargs)
 
     def run(self, depth: int, /, *args: Any, **kwargs: Any) -> Any:
         if depth == 0:
@@ -115,6 +118,10 @@ class Ties:
         core.__dict__.setdefault("_penstock_attention", []).append(entry)
         self.before(core, partial(_check, config))
         self._undo.append(partial(_leave_attention, self.model, core, entry))
+
+    def later(self, call: Change, *args: Any) -> None:
+        """Call `call(*args)` when the part is taken out."""
+        self._undo.append(partial(call, *args))
 
     def undo(self) -> None:
         """Let go of everything."""

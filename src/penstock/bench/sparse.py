@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from itertools import cycle
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from penstock.adapt import CATS, CHESS, TEAL, WINA, Adapter, Method, insert
 from penstock.adapt.replaced import linear_maps
-from penstock.adapt.sparsify import Method, sparsify
 from penstock.bench.decode import VOCABULARY, Run
 from penstock.bench.decode import rounds as by_turns
 from penstock.core.catalogue import build
@@ -24,6 +24,7 @@ from penstock.ops.linear import linear
 
 COPIES, MASKS, LIMIT = 3, 12, 2.0
 SPARSITIES = (0.5, 0.7, 0.9)
+METHODS = (WINA, TEAL, CHESS, CATS)
 PROMPT, DATA = 16, (4, 64)
 
 
@@ -74,34 +75,41 @@ def maps(width: int, rounds: int) -> list[Row]:
 
 
 def layers(dim: int, hidden: int, rounds: int) -> list[Row]:
-    """Time gated feed-forward layers of one row, as `sparsify` makes them of dense ones."""
+    """Time gated feed-forward layers of one row, as the methods of `penstock.adapt` make them of dense ones."""
     xs = cycle(torch.randn(MASKS, 1, dim))
     dense = [build("swiglu", dim=dim, hidden=hidden) for _ in range(COPIES)]
     others, what = deepcopy(dense), f"SwiGLU, {dim} to {hidden}"
     first = ("torch, F.linear", 0.0), turns([plain(layer) for layer in dense], xs)
     rows = timed(what, dict([first, (("penstock, swiglu", 0.0), turns(dense, xs))]), rounds)
-    for method in get_args(Method):
+    for method in METHODS:
         for sparsity in SPARSITIES:
-            made = [sparsify(nn.Sequential(layer), method, sparsity, [torch.randn(256, dim)], where="*") for layer in others]
+            made = [sparse(nn.Sequential(layer), method(1 - sparsity), torch.randn(256, dim)) for layer in others]
             call = turns([one.model for one in made], xs)
-            rows.append(timed(what, dict([first, ((f"penstock, {method}", sparsity), call)]), rounds)[1])
+            rows.append(timed(what, dict([first, ((f"penstock, {method.name}", sparsity), call)]), rounds)[1])
             for one in made:
                 one.remove()
     return rows
 
 
+def sparse(model: nn.Module, what: Method, data: Tensor) -> Adapter:
+    """Put a method into a model, and set its levels for its budget by one batch."""
+    adapter = insert(model.eval(), what)
+    adapter.calibrate([data], budgets=())
+    return adapter
+
+
 def models(dim: int, hidden: int, depth: int, tokens: int) -> list[Row]:
     """Time a language model of `depth` layers, a token at a time, and with every linear map of its layers sparse."""
     dense = LanguageModel(VOCABULARY, dim, depth, channel={"mechanism": "swiglu", "hidden": hidden})
-    sparse, what = deepcopy(dense), f"LanguageModel, {depth} x {dim} to {hidden}"
-    runs = {"torch, F.linear": with_torchs_maps(dense), "penstock, LanguageModel": dense, "penstock, wina": sparse}
+    other, what = deepcopy(dense), f"LanguageModel, {depth} x {dim} to {hidden}"
+    runs = {"torch, F.linear": with_torchs_maps(dense), "penstock, LanguageModel": dense, "penstock, wina": other}
     rows: list[Row] = []
     for sparsity in SPARSITIES:
-        made = sparsify(sparse, "wina", sparsity, [torch.randint(VOCABULARY, DATA)])
+        made = sparse(other, WINA(1 - sparsity), torch.randint(VOCABULARY, DATA))
         medians = by_turns({code: Run(model, model.follow) for code, model in runs.items()}, PROMPT, tokens)
         first = medians["torch, F.linear"]
         for code in [*runs] if not rows else ["penstock, wina"]:
-            dropped = sparsity if runs[code] is sparse else 0.0
+            dropped = sparsity if runs[code] is other else 0.0
             rows.append(Row(what, code, dropped, medians[code], first / medians[code]))
         made.remove()
     return rows
