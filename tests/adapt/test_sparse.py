@@ -146,6 +146,27 @@ def test_a_row_costs_what_is_kept(method, share):
     assert abs(counter.get_total_flops() / (20 * 2 * 3 * 128 * 512) - share) < 0.02
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("method", MAPS)
+def test_a_token_of_a_whole_model_reads_only_the_weights_of_what_is_kept(method):
+    """Weights of NaN would show in the logits; all linear maps of the layers are given them where an input is dropped."""
+    model, tokens = language(128), batches()
+    handle, kept = sparse(model, method(0.5), tokens), {}
+    _, state = model.follow(tokens[0][:1, :8], None)
+    hooks = [
+        part.keep.register_forward_hook(lambda _, __, keep, part=part: kept.update({part: keep.flatten()}))
+        for part in handle.parts.values()
+    ]
+    expected, _ = model.follow(tokens[0][:1, 8:9], state)
+    for hook in hooks:
+        hook.remove()
+    assert len(kept) == 14
+    assert all(0.3 < keep.mean() < 0.7 for keep in kept.values())
+    for part, keep in kept.items():
+        part.layer.weight[:, keep == 0] = torch.nan
+    assert torch.equal(model.follow(tokens[0][:1, 8:9], state)[0], expected)
+
+
 def test_methods_stack_where_they_are_apart_and_are_refused_where_not():
     model, tokens = language(), batches()
     expected = model(tokens[0])
@@ -183,9 +204,7 @@ def test_mistakes_are_named():
     for budget in (0, 1.1, True, "half"):
         with pytest.raises(ConfigError, match="budget must be"):
             adapt.WINA(budget)
-    with pytest.raises(
-        ConfigError, match="where must match a linear map of the model, and 'nowhere' matches none of lay"
-    ):
+    with pytest.raises(ConfigError, match="where must match a linear map of the model, and 'nowhere' matches none of lay"):
         adapt.insert(model, adapt.WINA(), "nowhere")
     with pytest.raises(ConfigError, match=r"a gated feed-forward layer of the model, and .* matches none of none"):
         adapt.insert(language(channel="ffn"), adapt.CATS())
