@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from penstock.adapt.calibrate import pooled
@@ -124,12 +125,12 @@ class GateSkipPart(BudgetPart):
         if parts["gate"]._forward_hooks or parts["keep"]._forward_hooks:
             return None
         weight, bias = parts["to_gate"]._parameters.values()
-        gate: Any = linear(x, weight, bias)
-        if len(bias) > 1:
-            gate = gate.sigmoid()
+        gate: Any
+        if bias.numel() > 1:
+            gate = linear(x, weight, bias).sigmoid()
             mean = gate.mean().item()
         else:
-            mean = gate = 1 / (1 + math.exp(-min(80.0, max(-80.0, gate.item()))))
+            mean = gate = 1 / (1 + math.exp(-min(80.0, max(-80.0, F.linear(x, weight, bias).item()))))
         open_ = not self.free or mean >= self.level.item()
         counts["seen"], counts["run"] = self.seen + 1, self.run + open_
         return gate if open_ else CLOSED
