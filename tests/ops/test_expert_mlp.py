@@ -151,9 +151,10 @@ def test_work_is_that_of_the_routes_taken():
 
 def test_it_is_one_operator():
     x, weights, indices, maps = given(7, 2, dtype=torch.float32)
-    opcheck(torch.ops.penstock.expert_mlp.default, (x, weights, indices, *maps, "swiglu", True))
-    x, weights, *maps = (leaf.detach() for leaf in (x, weights, *maps))
-    opcheck(torch.ops.penstock.expert_mlp.default, (x, weights, indices, *maps[:2], None, None, "swiglu", False))
+    w_in, w_out, b_in, b_out = maps
+    opcheck(torch.ops.penstock.expert_mlp.default, (x, weights, indices, w_in, b_in, w_out, b_out, "swiglu", True))
+    x, weights, w_in, w_out = (leaf.detach() for leaf in (x, weights, w_in, w_out))
+    opcheck(torch.ops.penstock.expert_mlp.default, (x, weights, indices, w_in, None, w_out, None, "swiglu", False))
 
 
 def test_autocast_computes_in_bfloat16():

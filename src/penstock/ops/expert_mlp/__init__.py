@@ -18,6 +18,7 @@ from penstock.ops.calls import traced
 from penstock.ops.checks import check_shape
 from penstock.ops.expert_mlp import reference, torch
 from penstock.ops.expert_mlp.activation import ACTIVATIONS, GATED
+from penstock.ops.expert_mlp.maps import Maps
 from penstock.ops.expert_mlp.packed import Packed
 
 NAME = "expert_mlp"
@@ -55,7 +56,7 @@ def prepare(
             f"{NAME}: routing.indices must name one of {experts} experts, or be -1 for none, "
             f"got {int(indices.min())} to {int(indices.max())}"
         )
-    return x, weights, indices, w_in, w_out, b_in, b_out, activation, packed
+    return x, weights, indices, Maps(w_in, b_in), Maps(w_out, b_out), activation, packed
 
 
 OPERATION = Operation(

@@ -3,29 +3,21 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from penstock.ops.expert_mlp.activation import activate
+from penstock.ops.expert_mlp.maps import Maps
 
 
 def expert_mlp(
-    x: Tensor,
-    weights: Tensor,
-    indices: Tensor,
-    w_in: Tensor,
-    w_out: Tensor,
-    b_in: Tensor | None,
-    b_out: Tensor | None,
-    activation: str,
-    _: Any = None,
+    x: Tensor, weights: Tensor, indices: Tensor, inner: Maps, outer: Maps, activation: str, _: Any = None
 ) -> Tensor:
     """Return the weighted sums."""
     y = torch.zeros_like(x)
-    for expert, (inner, outer) in enumerate(zip(w_in.unbind(), w_out.unbind(), strict=True)):
+    for expert, (first, second) in enumerate(zip(inner.unbind(), outer.unbind(), strict=True)):
         rows = (indices == expert).any(-1).nonzero().squeeze(1)
         openness = (weights[rows] * (indices[rows] == expert)).sum(-1, keepdim=True)
-        units = x[rows] @ inner.mT if b_in is None else x[rows] @ inner.mT + b_in[expert]
-        made = activate(units, activation) @ outer.mT
-        made = made if b_out is None else made + b_out[expert]
+        made = F.linear(activate(F.linear(x[rows], *first), activation), *second)
         y = y.index_add(0, rows, openness.to(x.dtype) * made)
     return y

@@ -13,6 +13,7 @@ from penstock.core.memory import recycled
 from penstock.core.threads import HAS_NUMBA
 from penstock.ops.expert_mlp import reference
 from penstock.ops.expert_mlp.activation import activate, activate_back
+from penstock.ops.expert_mlp.maps import Maps
 from penstock.ops.expert_mlp.packed import Packed
 from penstock.ops.linear import linear
 from penstock.ops.native import FLOPS, FLOPS_OF_VALUES
@@ -24,112 +25,83 @@ FEW, KERNEL_DTYPES = 16, (torch.float32, torch.float64)
 
 torch.library.define(
     "penstock::expert_mlp",
-    "(Tensor x, Tensor weights, Tensor indices, Tensor w_in, Tensor w_out, Tensor? b_in, Tensor? b_out, str activation,"
+    "(Tensor x, Tensor weights, Tensor indices, Tensor w_in, Tensor? b_in, Tensor w_out, Tensor? b_out, str activation,"
     " bool keep) -> (Tensor, Tensor)",
 )
 torch.library.define(
     "penstock::expert_mlp_backward",
-    "(Tensor x, Tensor weights, Tensor indices, Tensor w_in, Tensor w_out, Tensor? b_in, Tensor? b_out, str activation,"
+    "(Tensor x, Tensor weights, Tensor indices, Tensor w_in, Tensor? b_in, Tensor w_out, Tensor? b_out, str activation,"
     " Tensor inner, Tensor grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 
 
 def expert_mlp(
-    x: Tensor,
-    weights: Tensor,
-    indices: Tensor,
-    w_in: Tensor,
-    w_out: Tensor,
-    b_in: Tensor | None,
-    b_out: Tensor | None,
-    activation: str,
-    packed: Packed | None,
+    x: Tensor, weights: Tensor, indices: Tensor, inner: Maps, outer: Maps, activation: str, packed: Packed | None
 ) -> Tensor:
     """Return the weighted sums."""
-    given = [t for t in (x, weights, w_in, w_out, b_in, b_out) if t is not None]
-    keep = torch.is_grad_enabled() and any(t.requires_grad for t in given)
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weights, *inner, *outer))
     device = x.device.type
     if device != "meta" and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-        x, w_in, w_out = x.to(dtype), w_in.to(dtype), w_out.to(dtype)
-        b_in, b_out = (b if b is None else b.to(dtype) for b in (b_in, b_out))
-    if packed is not None and not keep and not torch.compiler.is_compiling() and packed.serves(w_in, w_out):
-        return _packed(x, weights, indices, b_in, b_out, activation, packed)
-    return _FORWARD(x, weights, indices, w_in, w_out, b_in, b_out, activation, keep)[0]
+        x, inner, outer = x.to(dtype), inner.to(dtype), outer.to(dtype)
+    if packed is not None and not keep and not torch.compiler.is_compiling() and packed.serves(inner.weight, outer.weight):
+        return _packed(x, weights, indices, inner, outer, activation, packed)
+    return _FORWARD(x, weights, indices, *inner, *outer, activation, keep)[0]
 
 
 @torch.library.impl("penstock::expert_mlp", ("cpu", "cuda"))
-def _(
-    x: Tensor,
-    weights: Tensor,
-    indices: Tensor,
-    w_in: Tensor,
-    w_out: Tensor,
-    b_in: Tensor | None,
-    b_out: Tensor | None,
-    activation: str,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
-    plan, places = _sorted(indices, len(w_in))
+def _(x: Tensor, weights: Tensor, indices: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+    inner, outer, (activation, keep) = Maps(*given[:2]), Maps(*given[2:4]), given[4:]
+    plan, places = _sorted(indices, len(inner.weight))
     rows = x.index_select(0, plan.rows)
     results = recycled(len(rows) + 1, x.shape[1], like=x)
-    kept = recycled(indices.numel() if keep else 0, w_in.shape[1], like=x)
-    few, many = _parted(_busy(plan), x, w_in, w_out)
+    kept = recycled(indices.numel() if keep else 0, inner.weight.shape[1], like=x)
+    few, many = _parted(_busy(plan), x, inner.weight, outer.weight)
     if few:
-        inner = kept if keep else recycled(len(rows), w_in.shape[1], like=x)
-        _map_all(rows, w_in, b_in, inner, few, many)
-        _map_all(activate(inner[: len(rows)], activation), w_out, b_out, results, few, many)
+        made = kept if keep else recycled(len(rows), inner.weight.shape[1], like=x)
+        _map_all(rows, inner, made, few, many)
+        _map_all(activate(made[: len(rows)], activation), outer, results, few, many)
         return _combine(results, places, weights), kept
     for expert, start, stop in many:
-        inner = _map(rows[start:stop], w_in[expert], None if b_in is None else b_in[expert])
+        made = _map(rows[start:stop], *inner.of(expert))
         if keep:
-            kept[start:stop] = inner
-        units = activate(inner, activation)
-        results[start:stop] = _map(units, w_out[expert], None if b_out is None else b_out[expert])
+            kept[start:stop] = made
+        results[start:stop] = _map(activate(made, activation), *outer.of(expert))
     return _combine(results, places, weights), kept
 
 
 @torch.library.impl("penstock::expert_mlp_backward", ("cpu", "cuda"))
-def _(
-    x: Tensor,
-    weights: Tensor,
-    indices: Tensor,
-    w_in: Tensor,
-    w_out: Tensor,
-    b_in: Tensor | None,
-    b_out: Tensor | None,
-    activation: str,
-    inner: Tensor,
-    grad: Tensor,
-) -> tuple[Tensor, ...]:
-    plan, places = _sorted(indices, len(w_in))
+def _(x: Tensor, weights: Tensor, indices: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    inner, outer, (activation, kept, grad) = Maps(*given[:2]), Maps(*given[2:4]), given[4:]
+    plan, places = _sorted(indices, len(inner.weight))
     openness = weights.flatten()[places.flatten().argsort()[: len(plan.rows)]].to(x.dtype).unsqueeze(1)
     rows, grads = x.index_select(0, plan.rows), grad.index_select(0, plan.rows)
     d_rows = recycled(len(rows) + 1, x.shape[1], like=x)
     d_openness = x.new_zeros(len(rows) + 1)
-    d_in, d_out = recycled(*w_in.shape, like=w_in), recycled(*w_out.shape, like=w_out)
-    db_in, db_out = (w.new_zeros(0) if b is None else torch.zeros_like(b) for w, b in ((w_in, b_in), (w_out, b_out)))
-    idle = set(range(len(w_in)))
+    (d_in, db_in), (d_out, db_out) = (
+        (recycled(*w.shape, like=w), w.new_zeros(0) if b is None else torch.zeros_like(b)) for w, b in (inner, outer)
+    )
+    idle = set(range(len(inner.weight)))
     for expert, start, stop in _busy(plan):
         idle.remove(expert)
         here, share = slice(start, stop), openness[start:stop]
-        d_units = product(grads[here], w_out[expert].mT)
-        units, d_inner = activate_back(d_units * share, inner[here], activation)
+        d_units = product(grads[here], outer.weight[expert].mT)
+        units, d_made = activate_back(d_units * share, kept[here], activation)
         d_openness[here] = (d_units * units).sum(1)
         d_results = grads[here] * share
         d_out[expert] = product(d_results.mT, units.mT)
-        d_in[expert] = product(d_inner.mT, rows[here].mT)
-        d_rows[here] = product(d_inner, w_in[expert].mT)
-        if b_in is not None:
-            torch.sum(d_inner, 0, out=db_in[expert])
-        if b_out is not None:
+        d_in[expert] = product(d_made.mT, rows[here].mT)
+        d_rows[here] = product(d_made, inner.weight[expert].mT)
+        if inner.bias is not None:
+            torch.sum(d_made, 0, out=db_in[expert])
+        if outer.bias is not None:
             torch.sum(d_results, 0, out=db_out[expert])
-            d_openness[here] += grads[here] @ b_out[expert]
+            d_openness[here] += grads[here] @ outer.bias[expert]
     for expert in idle:
         d_in[expert].zero_()
         d_out[expert].zero_()
     d_weights = d_openness[places].to(weights.dtype)
-    return _combine(d_rows, places, None), d_weights, d_in, d_out, db_in, db_out
+    return _combine(d_rows, places, None), d_weights, d_in, db_in, d_out, db_out
 
 
 def _sorted(indices: Tensor, experts: int) -> tuple[Plan, Tensor]:
@@ -158,11 +130,11 @@ def _parted(busy: Lines, *tensors: Tensor) -> tuple[Lines, Lines]:
     return [line for line in busy if line[2] - line[1] <= FEW], [line for line in busy if line[2] - line[1] > FEW]
 
 
-def _map_all(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, few: Lines, many: Lines) -> None:
+def _map_all(x: Tensor, maps: Maps, y: Tensor, few: Lines, many: Lines) -> None:
     """Fill `y` with what the experts' maps make of their rows."""
-    _kernels().few_rows(x, weight, bias, y, few)
+    _kernels().few_rows(x, *maps, y, few)
     for expert, start, stop in many:
-        y[start:stop] = _map(x[start:stop], weight[expert], None if bias is None else bias[expert])
+        y[start:stop] = _map(x[start:stop], *maps.of(expert))
 
 
 @cache
@@ -188,15 +160,14 @@ def _combine(results: Tensor, places: Tensor, weights: Tensor | None) -> Tensor:
 
 
 def _packed(
-    x: Tensor, weights: Tensor, indices: Tensor, b_in: Tensor | None, b_out: Tensor | None, activation: str, packed: Packed
+    x: Tensor, weights: Tensor, indices: Tensor, inner: Maps, outer: Maps, activation: str, packed: Packed
 ) -> Tensor:
     plan, places = _sorted(indices, len(packed.inner))
     rows = x.index_select(0, plan.rows)
     results = recycled(len(rows) + 1, x.shape[1], like=x)
     for expert, start, stop in _busy(plan):
-        inner = by_onednn(rows[start:stop], packed.inner[expert], None if b_in is None else b_in[expert])
-        units = activate(inner, activation)
-        results[start:stop] = by_onednn(units, packed.outer[expert], None if b_out is None else b_out[expert])
+        units = activate(by_onednn(rows[start:stop], packed.inner[expert], inner.of(expert)[1]), activation)
+        results[start:stop] = by_onednn(units, packed.outer[expert], outer.of(expert)[1])
     return _combine(results, places, weights)
 
 
@@ -206,11 +177,9 @@ def _(x: Tensor, _: Tensor, indices: Tensor, w_in: Tensor, *rest: Any) -> tuple[
 
 
 @torch.library.register_fake("penstock::expert_mlp_backward")
-def _(
-    x: Tensor, weights: Tensor, _: Tensor, w_in: Tensor, w_out: Tensor, b_in: Tensor | None, b_out: Tensor | None, *__: Any
-) -> tuple[Tensor, ...]:
-    biases = (w.new_empty(0) if b is None else torch.empty_like(b) for w, b in ((w_in, b_in), (w_out, b_out)))
-    return torch.empty_like(x), torch.empty_like(weights), torch.empty_like(w_in), torch.empty_like(w_out), *biases
+def _(x: Tensor, weights: Tensor, _: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    maps = [x.new_empty(0) if t is None else torch.empty_like(t) for t in given[:4]]
+    return torch.empty_like(x), torch.empty_like(weights), *maps
 
 
 def _remember(ctx: Any, inputs: Any, output: Any) -> None:
@@ -220,23 +189,12 @@ def _remember(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _differentiated(ctx: Any, grad: Tensor, _: Any) -> Any:
-    *tensors, inner = ctx.saved_tensors
+    *tensors, kept = ctx.saved_tensors
     if torch.is_grad_enabled():
         return (*_again(tensors, ctx.activation, grad), None, None)
-    x, weights, indices, w_in, w_out, b_in, b_out = tensors
-    made = _BACKWARD(x, weights, indices, w_in, w_out, b_in, b_out, ctx.activation, inner, grad.contiguous())
-    d_x, d_weights, d_in, d_out, db_in, db_out = made
-    return (
-        d_x,
-        d_weights,
-        None,
-        d_in,
-        d_out,
-        None if b_in is None else db_in,
-        None if b_out is None else db_out,
-        None,
-        None,
-    )
+    d_x, d_weights, *d_maps = _BACKWARD(*tensors, ctx.activation, kept, grad.contiguous())
+    d_maps = [None if given is None else made for given, made in zip(tensors[3:], d_maps, strict=True)]
+    return d_x, d_weights, None, *d_maps, None, None
 
 
 def _again(tensors: list[Any], activation: str, grad: Tensor) -> list[Tensor | None]:
@@ -244,8 +202,8 @@ def _again(tensors: list[Any], activation: str, grad: Tensor) -> list[Tensor | N
     with torch.enable_grad():
         made: list[Any] = [t if t is None or not t.is_floating_point() else t.view_as(t) for t in tensors]
         asked = [i for i, t in enumerate(made) if t is not None and t.requires_grad]
-        x, weights, indices, w_in, w_out, b_in, b_out = made
-        y = reference.expert_mlp(x, weights, indices, w_in, w_out, b_in, b_out, activation)
+        x, weights, indices, *maps = made
+        y = reference.expert_mlp(x, weights, indices, Maps(*maps[:2]), Maps(*maps[2:]), activation)
         grads = torch.autograd.grad(y, [made[i] for i in asked], grad, create_graph=True, materialize_grads=True)
     found = dict(zip(asked, grads, strict=True))
     return [found.get(i) for i in range(len(tensors))]
@@ -255,11 +213,11 @@ torch.library.register_autograd("penstock::expert_mlp", _differentiated, setup_c
 _FORWARD, _BACKWARD = torch.ops.penstock.expert_mlp.default, torch.ops.penstock.expert_mlp_backward.default
 
 
-def _flops(passes: int, indices: Tensor, w_in: Tensor, w_out: Tensor) -> int:
+def _flops(passes: int, indices: Tensor, w_in: Tensor, _: Any, w_out: Tensor) -> int:
     """Return the operations of the routes that are taken; each goes through one expert."""
     return passes * 2 * int((indices >= 0).sum()) * (w_in[0].numel() + w_out[0].numel())
 
 
-FLOPS["expert_mlp"] = lambda _, __, *given, **___: _flops(1, *given[:3])
-FLOPS["expert_mlp_backward"] = lambda _, __, *given, **___: _flops(2, *given[:3])
+FLOPS["expert_mlp"] = lambda _, __, *given, **___: _flops(1, *given[:4])
+FLOPS["expert_mlp_backward"] = lambda _, __, *given, **___: _flops(2, *given[:4])
 FLOPS_OF_VALUES.update(("expert_mlp", "expert_mlp_backward"))
