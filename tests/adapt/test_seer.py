@@ -191,7 +191,7 @@ def test_tokens_after_a_cache_attend_to_all_of_it():
 
 
 def test_levels_keep_a_budget_and_are_saved(tmp_path):
-    model, ids = small("llama"), tokens(160, 4)
+    model, ids = small("llama"), tokens(128, 2)
     handle = gated(model, block=BLOCK)
     handle.calibrate([{"input_ids": ids}], budgets=(0.3, 0.6))
     spent = []
@@ -205,6 +205,31 @@ def test_levels_keep_a_budget_and_are_saved(tmp_path):
     again = adapt.load(other, tmp_path)
     assert again.budget == 0.6
     assert torch.equal(logits(other, ids), found)
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 16}
+FAMILIES = {
+    "yarn": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, rope_parameters=YARN)),
+    "partial": lambda: transformers.StableLmForCausalLM(transformers.StableLmConfig(**SIZES, num_key_value_heads=2)),
+    "unused": lambda: transformers.SmolLM3ForCausalLM(
+        transformers.SmolLM3Config(**SIZES, pad_token_id=0, no_rope_layers=[0] * 3)
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_gate_reads_queries_and_keys_before_their_rotation(family, monkeypatch):
+    torch.manual_seed(0)
+    model, read, mapped = FAMILIES[family]().eval(), [], []
+    layer = model.model.layers[0].self_attn
+    for each in (layer.q_proj, layer.k_proj):
+        each.register_forward_hook(lambda _, __, y: mapped.append(y))
+    pools = seer.pools
+    monkeypatch.setattr(seer, "pools", lambda x, *rest: read.append(x) or pools(x, *rest))
+    gated(model, 0.4, block=BLOCK)
+    logits(model, tokens())
+    for x, y in zip(read[:2], mapped, strict=True):
+        torch.testing.assert_close(x.flatten(2), y, rtol=1e-4, atol=1e-5)
 
 
 def interleaved():

@@ -222,7 +222,7 @@ class SeerAttention(Method):
     Tokens that come to a cache attend to all, as in the released code of this gate: decoding is dense, and equals
     decoding without a cache at a budget of 1 or up to two blocks of text. It is for causal attention that is called through
     the registry of `transformers`, with sdpa or eager, rotary positions that pair halves of a head or none, and sequences
-    that are padded at their ends or not at all.
+    that are padded at their ends or not at all. Padding needs its mask: what is visited depends on where a text ends.
 
     Args:
         budget: share of the blocks of the causal triangle that are visited.
