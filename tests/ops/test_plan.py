@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from penstock.ops import plan as plans
 from penstock.ops.plan import Plan, add, add_masked, alike, plan_routes, plan_rows, plan_tokens, put
 
 
@@ -87,9 +88,11 @@ def test_tokens_are_planned_in_their_order_and_what_fills_up_weighs_nothing(kept
     assert torch.equal(fixed.rows, plan.rows)
 
 
-def test_sequences_are_grouped_by_how_many_tokens_they_keep():
+def test_sequences_are_grouped_by_how_many_tokens_they_keep(monkeypatch):
     keep = torch.tensor([[1, 1, 1], [0, 0, 0], [1, 0, 0], [1, 1, 1], [0, 1, 0]])
-    assert [group.tolist() for group in alike(keep, 2)] == [[2, 4], [0, 3]]
+    for least, expected in ((3, [[2, 4], [0, 3]]), (5, [[2, 4, 0, 3]])):
+        monkeypatch.setattr(plans, "LEAST", least)
+        assert [group.tolist() for group in alike(keep, 2)] == expected
     assert [group.tolist() for group in alike(keep[[0, 3]], 2)] == [[0, 1]]
     assert [group.tolist() for group in alike(keep[[1, 2, 4]], 2)] == [[1, 2]]
     assert alike(keep[1:2], 2) == []

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 Block = Callable[[Tensor], Tensor]
+LEAST = 256
+"""Fewer tokens are not computed much faster than so many: all weights are read for them, and each call takes its time."""
 
 
 class Plan(NamedTuple):
@@ -94,6 +96,8 @@ def plan_tokens(keep: Tensor, count: int | None = None) -> tuple[Plan, Tensor]:
 def alike(keep: Tensor, groups: int) -> list[Tensor]:
     """Return the sequences that keep tokens at all, in groups that keep about as many: what fills them up is little.
 
+    A group has at least `LEAST` tokens, as far as there are so many.
+
     Args:
         keep: `(B, T)`, not zero for the tokens to be computed.
         groups: how many there are at most; one, where all keep as many.
@@ -106,7 +110,7 @@ def alike(keep: Tensor, groups: int) -> list[Tensor]:
     if kept == len(known) and min(known) == max(known):
         return [torch.arange(kept, device=keep.device)]
     order = counts.argsort(stable=True)[-kept:]
-    return list(order.chunk(1 if len({*known} - {0}) == 1 else groups))
+    return list(order.chunk(1 if len({*known} - {0}) == 1 else max(1, min(groups, sum(known) // LEAST))))
 
 
 def compute(plan: Plan, x: Tensor, blocks: Sequence[Block]) -> Tensor | None:
