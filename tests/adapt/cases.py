@@ -118,6 +118,12 @@ def calibrated(handle, data):
     handle.calibrate([data], budgets=(0.6,))
 
 
+def leaving(handle, data):
+    """Draw gates that tell examples apart, and set the level so that some leave."""
+    drawn(handle, data)
+    handle.calibrate([data], budgets=(0.5,))
+
+
 def drawn(handle, data):
     """Draw all parameters."""
     for parameter in handle.parameters():
@@ -157,6 +163,7 @@ CASES = {
     "skip-middle": Case(lambda: adapt.SkipMiddle(0.6), tuple(DECODERS), near=1e-5, ready=middle),
     "wina": Case(adapt.WINA, ("llama", "gpt2", "mixtral", "bert", "vit"), near=1e-5, trains=False, ready=calibrated),
     "chess": Case(adapt.CHESS, ("llama", "qwen3"), near=1e-5, trains=False, ready=calibrated),
+    "jei-dnn": Case(adapt.JEIDNN, ("vit",), ready=leaving),
     "moh": Case(lambda: adapt.MoH(0.25, 0.5), near=None, trains=False),
     "test-time-registers": Case(lambda: adapt.Registers({0: [3, 5], 1: [7]}), ("vit", "bert"), near=None, trains=False),
     "lf-steering": Case(lambda: adapt.LFSteering(40, 4), trains=False, ready=changing, where="layers.1"),

@@ -17,11 +17,11 @@ A `Method` says what is put in: it has a name, the kinds of places it goes to, a
 
 Changes and calls are methods of the part, so that a copy of the model has copies of them; what one call hands to another is
 a `Passing`, which is not copied. A `Place` has what is there: `dim`, `index`, `branch.first` and `branch.last`, and of
-attention `core`, `maps`, `out`, `heads`, `kv_heads`, `width`; linear maps and gated feed-forward layers are places of any model,
-with attention or without. A part with a `penalty()` adds to the model's loss in
-training; a `BudgetPart` has scores of tokens, and levels that calibration sets. Everything is undone by `remove`. A method
-is one file in `penstock.adapt.methods`, exported here; `tests/adapt/test_adapters.py` holds it to its promises on every
-architecture: add it to `tests/adapt/cases.py`.
+attention `core`, `maps`, `out`, `heads`, `kv_heads`, `width`; linear maps and gated feed-forward layers are places of any
+model, with attention or without. A part with a `penalty()` adds to the model's loss in training; a `BudgetPart` has scores
+of tokens, and levels that calibration sets. Everything is undone by `remove`. A method is one file in
+`penstock.adapt.methods`, exported here; `tests/adapt/test_adapters.py` holds it to its promises on every architecture: add
+it to `tests/adapt/cases.py`.
 """
 
 from penstock.adapt.adapter import Adapter, adapters_of, check, insert, remove
@@ -36,6 +36,7 @@ from penstock.adapt.methods.acm import ACMs, distil
 from penstock.adapt.methods.codebook import Codebook, count_codes, fit_codes, force_codes, read_codes
 from penstock.adapt.methods.gated_attention import GatedAttention
 from penstock.adapt.methods.gateskip import GateSkip
+from penstock.adapt.methods.jei_dnn import JEIDNN, EarlyExits
 from penstock.adapt.methods.lf_steering import LFSteering, find_latents, fit_latents
 from penstock.adapt.methods.liger import Liger
 from penstock.adapt.methods.lineas import LinEAS, fit_steering
@@ -72,6 +73,7 @@ __all__ = [
     "CATS",
     "CHESS",
     "GCAB",
+    "JEIDNN",
     "PILL",
     "TEAL",
     "VHR",
@@ -83,6 +85,7 @@ __all__ = [
     "DirichletUNEM",
     "DomainEncoder",
     "Dopamine",
+    "EarlyExits",
     "GateON",
     "GateSkip",
     "GatedAttention",

@@ -214,6 +214,39 @@ def uncertainty(logits: Tensor) -> Tensor:
     return torch.stack([best[..., 0], entropies[0], best[..., 0] - best[..., 1], entropies[1]], -1)
 
 
+def leaving(gates: Tensor) -> Tensor:
+    """Return the probability to leave at each exit and at the end, `(B, exits) -> (B, exits + 1)`."""
+    stays = torch.cat([torch.ones_like(gates[:, :1]), (1 - gates).cumprod(1)], 1)
+    return torch.cat([gates * stays[:, :-1], stays[:, -1:]], 1)
+
+
+def weighted_loss(logits: Sequence[Tensor], labels: Tensor, leaves: Tensor) -> Tensor:
+    """Return the cross-entropies of the exits, the end being last, by how likely examples leave, `(B, exits + 1)`."""
+    each = torch.stack([F.cross_entropy(one, labels, reduction="none") for one in logits[:-1]], 1)
+    with torch.no_grad():
+        weights = leaves[:, :-1]
+        weights = weights * (each.sum(1) / (weights * each).sum(1).clamp_min(1e-12)).unsqueeze(1)
+    return (weights * each).sum(1).mean()
+
+
+def gating_loss(logits: Sequence[Tensor], labels: Tensor, gates: Tensor, costs: Tensor) -> Tensor:
+    """Return the gates' cross-entropy with having come to where error and cost together are least.
+
+    Args:
+        logits: of each exit and of the end.
+        labels: `(B,)`.
+        gates: logits of the gates `(B, exits)`.
+        costs: what each exit and the end cost, in nats, `(exits + 1,)`.
+    """
+    with torch.no_grad():
+        each = torch.stack([F.cross_entropy(one, labels, reduction="none") for one in logits], 1)
+        best = (each + costs.to(each)).argmin(1)
+        wanted = (torch.arange(gates.shape[1], device=best.device) >= best.unsqueeze(1)).to(each.dtype)
+        open_share = wanted.mean(0)
+        rarity = ((1 - open_share) / open_share.clamp_min(1e-6)).clamp(max=5.0)
+    return F.binary_cross_entropy_with_logits(gates, wanted, pos_weight=rarity, reduction="none").sum(1).mean()
+
+
 @listed("jei-dnn", kind="model", paper="regol2023jeidnn", at="the exit probabilities of gates, and the two losses in turn")
 class JEIDNN(AbstractExits):
     r"""A frozen backbone with heads and gates that are trained for each other, under the cost of the layers.
@@ -251,9 +284,7 @@ class JEIDNN(AbstractExits):
 
     def leaving(self, logits: Sequence[Tensor]) -> Tensor:
         """Return the probability to leave at each exit and at the end, `(B, exits + 1)`, of the logits of all of them."""
-        gates = torch.stack([self.scores(one, n) for n, one in enumerate(logits[:-1])], 1)
-        stays = torch.cat([torch.ones_like(gates[:, :1]), (1 - gates).cumprod(1)], 1)
-        return torch.cat([gates * stays[:, :-1], stays[:, -1:]], 1)
+        return leaving(torch.stack([self.scores(one, n) for n, one in enumerate(logits[:-1])], 1))
 
     def anneal(self, share: float) -> None:
         """Freeze the backbone and train the gates from the middle of training on; called before each step."""
@@ -281,23 +312,12 @@ class JEIDNN(AbstractExits):
 
     def weighted(self, logits: Sequence[Tensor], labels: Tensor) -> Tensor:
         """Return `joint_loss` of the logits of all exits."""
-        each = torch.stack([F.cross_entropy(one, labels, reduction="none") for one in logits[:-1]], 1)
-        with torch.no_grad():
-            weights = self.leaving(logits)[:, :-1]
-            weights = weights * (each.sum(1) / (weights * each).sum(1).clamp_min(1e-12)).unsqueeze(1)
-        return (weights * each).sum(1).mean()
+        return weighted_loss(logits, labels, self.leaving(logits))
 
     def gating(self, logits: Sequence[Tensor], labels: Tensor) -> Tensor:
         """Return `gates_loss` of the logits of all exits."""
-        with torch.no_grad():
-            each = torch.stack([F.cross_entropy(one, labels, reduction="none") for one in logits], 1)
-            best = (each + self.cost * self.costs.to(each)).argmin(1)
-            exits = torch.arange(len(self.after), device=best.device)
-            wanted = (exits >= best.unsqueeze(1)).to(each.dtype)
-            open_share = wanted.mean(0)
-            rarity = ((1 - open_share) / open_share.clamp_min(1e-6)).clamp(max=5.0)
         found = torch.cat([self.gates[n](uncertainty(one)) for n, one in enumerate(logits[:-1])], 1)
-        return F.binary_cross_entropy_with_logits(found, wanted, pos_weight=rarity, reduction="none").sum(1).mean()
+        return gating_loss(logits, labels, found, self.cost * self.costs)
 
 
 def jei_dnn(
