@@ -156,6 +156,7 @@ CASES = {
         lambda: adapt.GatedAttention("G4", "headwise"), ("qwen3", "gpt2", "vit"), near=3e-3, ready=drawn
     ),
     "gated-attention-g5": Case(lambda: adapt.GatedAttention("G5"), ("qwen3", "gpt2", "vit"), near=3e-3, ready=drawn),
+    "heavy-hitters": Case(lambda: adapt.HeavyHitters(24), tuple(DECODERS), near=1e-5, trains=False),
     "liger": Case(lambda: adapt.Liger(4), ROTARY, near=None, trains=False),
     "lizard": Case(lambda: adapt.Lizard(4), ROTARY, near=None, ready=drawn),
     "gateskip": Case(lambda: adapt.GateSkip(0.6), near=0.06, ready=skipping),

@@ -66,18 +66,18 @@ class StateLayer(CacheLayerMixin):
         self.each(lambda x: x[indices])
 
 
-def layer_of(cache: Cache, index: int) -> StateLayer:
-    """Return the layer of a cache, in the place of an empty one that holds keys and values.
+def layer_of(cache: Cache, index: int, make: Callable[[], StateLayer] = StateLayer) -> StateLayer:
+    """Return the layer of a cache, which `make` makes in the place of an empty one that holds keys and values.
 
     Raises:
         ConfigError: if the layer holds keys and values already.
     """
     while len(cache.layers) <= index:
-        cache.layers.append(StateLayer())
+        cache.layers.append(make())
     layer: Any = cache.layers[index]
     if isinstance(layer, StateLayer):
         return layer
     if torch.as_tensor(layer.get_seq_length()).item():
         raise ConfigError("the cache holds keys and values of before: a converted model must read the text from its start")
-    cache.layers[index] = made = StateLayer()
+    cache.layers[index] = made = make()
     return made
