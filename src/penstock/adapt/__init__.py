@@ -36,8 +36,8 @@ from penstock.adapt.methods.acm import ACMs, distil
 from penstock.adapt.methods.codebook import Codebook, count_codes, fit_codes, force_codes, read_codes
 from penstock.adapt.methods.gated_attention import GatedAttention
 from penstock.adapt.methods.gateskip import GateSkip
-from penstock.adapt.methods.jei_dnn import JEIDNN, EarlyExits
 from penstock.adapt.methods.heavy_hitters import HeavyHitters
+from penstock.adapt.methods.jei_dnn import JEIDNN, EarlyExits
 from penstock.adapt.methods.lf_steering import LFSteering, find_latents, fit_latents
 from penstock.adapt.methods.liger import Liger
 from penstock.adapt.methods.lineas import LinEAS, fit_steering
