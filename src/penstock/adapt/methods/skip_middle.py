@@ -241,7 +241,7 @@ class SkipMiddle(Method):
     """
 
     name, kinds = "skip-middle", ("layer",)
-    excludes = ("gateskip", "liger", "lizard", "norga", "pill", "sf-attention")
+    excludes = ("codebook-features", "gateskip", "liger", "lizard", "norga", "pill", "sf-attention")
     share = "model"
     """One level for all parts, so that spans are one inside the other."""
 
