@@ -112,13 +112,15 @@ def test_memory_is_the_same_however_long_the_text_is():
     assert (layer.states[0] >= 29).sum(-1).eq(3).all()
 
 
-def test_beams_and_copies_have_caches_of_their_own():
+@pytest.mark.parametrize(
+    "words", [{"num_beams": 3}, {"num_return_sequences": 2, "num_beams": 2}, {"cache_implementation": "static"}]
+)
+def test_it_serves_beams_and_takes_the_place_of_any_cache(words):
     model = small("llama")
     adapt.insert(model, adapt.HeavyHitters(24))
-    words = {**KEEP, "num_beams": 3}
-    found = model.generate(batch("llama")["input_ids"], **words)
+    found = model.generate(batch("llama")["input_ids"], **KEEP, **words)
     adapt.remove(model)
-    assert torch.equal(model.generate(batch("llama")["input_ids"], **words), found)
+    assert torch.equal(model.generate(batch("llama")["input_ids"], **KEEP, **words), found)
 
 
 @pytest.mark.slow

@@ -87,8 +87,8 @@ class HeavyLayer(StateLayer):
         """Return what several tokens are given, `(B, G, R, T, D)`, and keep the best of them and of those before."""
         places, got, padding = self.states
         groups, times, old = k.shape[1], k.shape[2], self.size if self.seen else 0
-        if mask is not None and mask.dtype != torch.bool:
-            mask = mask == 0
+        if mask is not None:
+            mask = (mask if mask.dtype == torch.bool else mask == 0)[..., :times]  # a static cache asks for room behind
         there = torch.ones(len(k), times, dtype=torch.bool, device=k.device) if mask is None else mask[:, 0, -1]
         new = torch.arange(self.seen, self.seen + times, device=k.device).masked_fill(~there, -1)
         rank = self.seen - padding.unsqueeze(1) + there.cumsum(1)
