@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers as hf
-from cases import GROUPED, batch, middle, small
+from cases import GROUPED, batch, middle, skipping, small
 from test_adapters import run
 
 from penstock import adapt
@@ -131,6 +131,19 @@ def test_calibration_keeps_budgets_and_chance_costs_the_same():
         assert abs(handle.spent() - budget) < 0.12
         for part in handle.parts.values():
             part.random = False
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("what", [adapt.SkipMiddle, adapt.GateSkip])
+def test_a_cache_of_fixed_size_and_beams_give_the_same(what):
+    model = small("llama")
+    handle = adapt.insert(model, what(0.6))
+    (middle if what is adapt.SkipMiddle else skipping)(handle, {"input_ids": TOKENS})
+    words = {"max_new_tokens": 4, "do_sample": False}
+    expected = model.generate(TOKENS, **words)
+    assert torch.equal(model.generate(TOKENS, **words, cache_implementation="static", disable_compile=True), expected)
+    beams = [model.generate(TOKENS, **words, num_beams=2, use_cache=use) for use in (True, False)]
+    assert torch.equal(*beams)
 
 
 def test_gates_are_held_to_the_budget():

@@ -37,6 +37,7 @@ def some_queries(
         kwargs["attention_mask"] = take(mask.transpose(1, 2), places).transpose(1, 2)
     elif mask is None and causal:
         past = 0 if cache is None else int(cache.get_seq_length(layer))
-        keys = torch.arange(past + x.shape[1], device=x.device)
+        count = past + x.shape[1] if cache is None else cache.get_mask_sizes(x.shape[1], layer)[0]
+        keys = torch.arange(count, device=x.device)  # those that a cache of fixed size has no tokens for come last
         kwargs["attention_mask"] = (keys <= past + places.unsqueeze(-1)).unsqueeze(1)
     return args, kwargs

@@ -179,8 +179,11 @@ class _Layer:
 
     def attend(self, inner: Any, core: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **words: Any) -> Any:
         """Attend to each token as far as its gate is open."""
+        if mask is None:  # as transformers has it, where queries stand at the first of the keys, or there is one
+            mask = torch.ones(1, 1, q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
+            mask = mask.tril() if q.shape[2] > 1 else mask
         seen = additive(core, q, k, mask)
-        seen = seen[:, :1] if mask is None or mask.shape[1] == 1 else seen
+        seen = seen[:, :1] if mask.shape[1] == 1 else seen
         least = torch.finfo(q.dtype).min
         return inner(core, q, k, v, (seen + self.score.take().to(q.dtype)).clamp_min(least), **words)
 
