@@ -119,20 +119,25 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, held: Tensor, mask: Tensor | Non
 
     Keys begin with those of slots, of which some are `held`, `(B, G, slots)`.
     """
-    parts, given, times = [], torch.zeros(k.shape[:3], device=k.device), q.shape[3]
+    parts, given, (times, old) = [], torch.zeros(k.shape[:3], device=k.device), (q.shape[3], held.shape[2])
     for begin in range(0, times, ROWS):
         end = min(times, begin + ROWS)
-        reach = held.shape[2] + end
-        seen = mask[:, :, begin:end, :end] if mask is not None else held.new_ones(1, 1, end - begin, end).tril(begin)
-        seen = torch.cat([each.expand(*held.shape[:2], end - begin, -1) for each in (held.unsqueeze(2), seen)], 3)
-        scores = _scores(q[:, :, :, begin:end], k[:, :, :reach], scale)
-        weights = scores.masked_fill(~seen.unsqueeze(2), torch.finfo(scores.dtype).min).softmax(-1)
-        there = 1 if mask is None else mask[:, :, -1, begin:end, None].unsqueeze(1)
-        given[:, :, :reach] += (weights.detach() * there).sum((2, 3))
-        parts.append(weights.to(v.dtype) @ v[:, :, :reach].unsqueeze(2))
+        scores = _scores(q[:, :, :, begin:end], k[:, :, : old + end], scale)
+        lowest = torch.finfo(scores.dtype).min
+        scores[..., :old].masked_fill_(~held[:, :, None, None], lowest)
+        if mask is None:  # all before these rows is seen: a pass over it is spared
+            later = held.new_ones(end - begin, end - begin).triu(1)
+            scores[..., old + begin :].masked_fill_(later, lowest)
+            there = scores.new_ones(1, 1, 1, end - begin)
+        else:
+            scores[..., old:].masked_fill_(~mask[:, :, None, begin:end, :end], lowest)
+            there = mask[:, :, None, -1, begin:end].to(scores.dtype)
+        weights = scores.softmax(-1)
+        given[:, :, : old + end] += (there.unsqueeze(3) @ weights.detach()).sum((2, 3))
+        parts.append(weights.to(v.dtype) @ v[:, :, : old + end].unsqueeze(2))
     return torch.cat(parts, 3), given
 
 
 def _scores(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    scores = q @ k.unsqueeze(2).mT * scale
+    scores = (q * scale) @ k.unsqueeze(2).mT
     return scores.to(torch.promote_types(scores.dtype, torch.float32))
