@@ -91,10 +91,11 @@ class GateSkipPart(BudgetPart):
         return scores >= self.level if self.free else torch.ones_like(scores, dtype=torch.bool)
 
     def share_out(self) -> None:
-        """Set the level of all branches to that which would have kept the budget on the batch before."""
+        """Set the level of all branches to that which would have kept the budget on the batch before, if there was one."""
         seen = [mate.scores.value for mate in self.mates]
-        known = self.budget < 1 and all(each is not None for each in seen)
-        level = pooled(self.mates, [each.flatten() for each in seen], self.budget) if known else -torch.inf
+        if any(each is None for each in seen):
+            return
+        level = pooled(self.mates, [each.flatten() for each in seen], self.budget) if self.budget < 1 else -torch.inf
         for mate in self.mates:
             mate.level.fill_(level)
 
