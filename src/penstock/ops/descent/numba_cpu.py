@@ -292,7 +292,7 @@ def forward(inputs: Any, state: Tensor, offsets: Tensor | None, keep: bool, rule
     del offsets
     rows, last = laid_out(inputs), state.mT.clone(memory_format=torch.contiguous_format)
     o, marks = torch.empty_like(rows[2]), last.new_empty(shapes(inputs, state, keep)[1])
-    run(last.shape[0] * last.shape[1], *rows, last, o, marks, inputs[0].shape[1], rule=int(rule))
+    run(last.shape[0] * last.shape[1], *rows, last, o, marks, inputs[0].shape[1], int(rule))
     return o.view(inputs[2].shape), last.mT.contiguous(), marks
 
 
@@ -305,5 +305,5 @@ def backward(
     grads = [torch.empty_like(x) for x in rows[: len(inputs)]]
     filled = grads if len(grads) == len(rows) else [*grads, grads[-1]]
     items = grad.shape[0] * grad.shape[1]
-    run_back(items, *rows, marks, do.flatten(0, 1).contiguous(), grad, *filled, inputs[0].shape[1], rule=int(rule))
+    run_back(items, *rows, marks, do.flatten(0, 1).contiguous(), grad, *filled, inputs[0].shape[1], int(rule))
     return *(dx.view(x.shape) for dx, x in zip(grads, inputs, strict=True)), grad.mT.contiguous()
