@@ -14,13 +14,15 @@ from penstock.testing.checks.compiling import check_compile, check_export, check
 
 MECHANISMS = {name: card for name, card in cards().items() if card.contract in CONTRACTS}
 ONE_A_FILE = list({card.symbol.rpartition(".")[0]: name for name, card in MECHANISMS.items()}.values())
-TRACED = (check_compile, check_export)
+ONE_A_KIND = list({(card.room, card.contract): name for name, card in MECHANISMS.items()}.values())
+TRACED = {check_export: ONE_A_FILE, check_compile: ONE_A_KIND}
+"""What compilers see in the fast suite, where they would take most of the time; export traces a whole graph as well."""
 CASES = [
     pytest.param(
         name,
         check,
         id=f"{name}-{check.__name__.removeprefix('check_')}",
-        marks=[pytest.mark.slow] if check in TRACED and name not in ONE_A_FILE else [],
+        marks=[] if name in TRACED.get(check, MECHANISMS) else [pytest.mark.slow],
     )
     for name, card in MECHANISMS.items()
     for check in applicable(card)
