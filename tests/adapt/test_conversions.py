@@ -188,3 +188,17 @@ def test_lora_on_the_maps_of_a_converted_layer_learns(method):
     missed = [name for name, p in tuned.named_parameters() if "lora_B" in name and (p.grad is None or not p.grad.any())]
     assert not missed
     assert sum("lora_B" in name for name, _ in tuned.named_parameters()) == 4 * len(model.model.layers)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_cache_of_fixed_size_gives_way_to_states(method):
+    """Its mask has room for tokens that are still to come, which are not there and no padding either."""
+    model, tokens = small("llama"), batch("llama")["input_ids"]
+    adapt.insert(model, METHODS[method]())
+    model.eval()
+    mask = torch.ones_like(tokens)
+    mask[0, :2] = 0
+    words = {"do_sample": False, "max_new_tokens": 5, "pad_token_id": 0, "eos_token_id": None, "attention_mask": mask}
+    expected = model.generate(tokens, **words)
+    found = model.generate(tokens, **words, cache_implementation="static", disable_compile=True)
+    assert torch.equal(found, expected)

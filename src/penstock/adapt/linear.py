@@ -70,19 +70,19 @@ class LinearPart(Part):
         """Return what the layer gives, after what the cache holds."""
         cache = kwargs.get("past_key_values")
         layer = None if cache is None else self.layer_of(cache, self.index)
-        signals, mask = self.project(args, kwargs)
+        signals, mask = self.project(args, kwargs, 0 if layer is None else layer.seen)
         y, state = self.mix(signals, None if layer is None else layer.states)
         y = y + self.look_back(signals, layer, mask)
         if layer is not None:
             layer.states, layer.seen = state, layer.seen + y.shape[1]
         return getattr(self.core, self.out)(y.to(signals.x.dtype).flatten(2)), None
 
-    def project(self, args: Any, kwargs: dict[str, Any]) -> tuple[Signals, Tensor | None]:
-        """Return queries, keys and values of the tokens, and which of all tokens so far are none `(B, S)`."""
+    def project(self, args: Any, kwargs: dict[str, Any], seen: int = 0) -> tuple[Signals, Tensor | None]:
+        """Return queries, keys and values of the tokens after those `seen`, and which of all so far are none `(B, S)`."""
         x, mask = hidden(args, kwargs), kwargs.get("attention_mask")
         positions = kwargs.get("position_embeddings", args[1] if len(args) > 1 else None)
         if mask is not None:
-            mask = mask[:, 0, -1]
+            mask = mask[:, 0, -1, : seen + x.shape[1]]  # a cache of fixed size asks for room behind
             mask = mask if mask.dtype == torch.bool else mask == 0
         q, k, v = (each(x).unflatten(-1, (-1, self.width)) for each in self.mapping())
         q, k = (getattr(self.core, name, _same)(part) for name, part in (("q_norm", q), ("k_norm", k)))
